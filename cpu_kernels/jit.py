@@ -1,0 +1,51 @@
+"""How every kernel here is compiled: the flags in one place, and the directory where numba keeps the machine code.
+
+numba's own cache does not notice an edit in another file and does not know the CPU, so the directory's name is a hash of this
+package's sources, the CPU's name and feature flags, and the versions of numba and llvmlite. Import this module before numba.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import llvmlite
+import llvmlite.binding as llvm
+import numba
+from numba import cfunc, njit, types
+
+
+def _cache_directory() -> Path:
+    """A directory of mode 0700 under $XDG_CACHE_HOME/hetero, one for each (sources, CPU, numba) combination."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    cpu = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    overrides = (os.environ.get("NUMBA_CPU_NAME", ""), os.environ.get("NUMBA_CPU_FEATURES", ""))
+    digest.update(repr((cpu, overrides, numba.__version__, llvmlite.__version__)).encode())
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hetero"
+    path = base / f"kernels-{digest.hexdigest()[:16]}"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+CACHE_DIRECTORY = _cache_directory()
+numba.config.CACHE_DIR = str(CACHE_DIRECTORY)
+
+# C signature of a pool job: (address of its int64 arguments, index of this thread, number of threads).
+JOB = types.void(types.int64, types.int64, types.int64)
+
+
+def kernel(function):
+    """Compile for nopython, without the GIL, without bounds checks; cached on disk."""
+    return njit(nogil=True, error_model="numpy", boundscheck=False, cache=True)(function)
+
+
+def fast_kernel(function):
+    """As `kernel`, and sums may be reassociated and contracted, so that LLVM can vectorize reductions. NaN and Inf stay exact."""
+    return njit(nogil=True, error_model="numpy", boundscheck=False, cache=True, fastmath={"reassoc", "contract", "nsz"})(function)
+
+
+def job(function):
+    """A function with C linkage and the signature `JOB`; `.address` is what the pool calls."""
+    return cfunc(JOB, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)

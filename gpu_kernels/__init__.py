@@ -1,0 +1,1 @@
+"""GPU kernels in Triton, each beside its plain-torch twin; the same verbs as `cpu_kernels`. None exist yet."""
