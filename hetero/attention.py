@@ -1,0 +1,134 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+T tokens, H heads, C = kv_lora latent, R rope, N nope and V value dimensions of a head, Q = q_lora.
+
+The cache holds C + R values per token and layer. Two ways to use them give the same result:
+  absorbed   W_uk acts on the query and W_uv on the output; attention runs on the latent itself. Best for few tokens.
+  expanded   keys and values of every head are recomputed from the latent; attention then costs less per pair. Best for many.
+docs/mla.md shows the arithmetic.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cpu_kernels import (
+    Matrix,
+    Pool,
+    dequantize,
+    linear_heads,
+    linear_heads_transposed,
+    mla_absorbed,
+    mla_expanded,
+    rms_norm,
+    rope,
+    write_cache,
+)
+from hetero.config import ModelConfig
+from hetero.linear import Linear
+from hetero.rope import softmax_scale
+
+
+@dataclass(frozen=True)
+class Step:
+    """What every layer's attention needs to know of one batch."""
+
+    positions: np.ndarray  # int32 [T]
+    sequence: np.ndarray  # int32 [T], row of the block table
+    block_table: np.ndarray  # int32 [S, P], pages of each sequence
+    slots: np.ndarray  # int64 [T], page * 64 + offset: where this batch's tokens are cached
+    cos: np.ndarray  # float32 [T, R/2]
+    sin: np.ndarray
+    runs: tuple[tuple[int, np.ndarray], ...]  # (sequence, its token indices) for expanded attention
+    few: np.ndarray  # int64 [t]: token indices for absorbed attention
+
+
+@dataclass(frozen=True)
+class KvUp:
+    """W_uk and W_uv of all heads: split (attn_k_b transposed [H, C, N], attn_v_b [H, V, C]) or rows of one attn_kv_b."""
+
+    k_b: Matrix
+    v_b: Matrix
+    k_transposed: bool
+
+    def absorb(self, pool: Pool, q_nope: np.ndarray) -> np.ndarray:
+        """[T, H, N] -> [T, H, C]"""
+        return (linear_heads if self.k_transposed else linear_heads_transposed)(pool, self.k_b, q_nope)
+
+    def values(self, pool: Pool, latent: np.ndarray) -> np.ndarray:
+        """[T, H, C] -> [T, H, V]"""
+        return linear_heads(pool, self.v_b, latent)
+
+    def expand(self) -> tuple[np.ndarray, np.ndarray]:
+        """float32 W_uk [H, N, C] and W_uv [H, V, C] of this one layer."""
+        k_b = dequantize(self.k_b)
+        return np.ascontiguousarray(k_b.swapaxes(1, 2)) if self.k_transposed else k_b, dequantize(self.v_b)
+
+
+@dataclass(frozen=True)
+class MLAWeights:
+    """One layer's tensors. `attn_a` is attn_q_a | attn_kv_a_mqa as one product (attn_q | attn_kv_a_mqa without q_lora)."""
+
+    attn_a: Linear
+    attn_q_a_norm: np.ndarray | None
+    attn_q_b: Linear | None
+    attn_kv_a_norm: np.ndarray
+    attn_kv_b: KvUp
+    attn_output: Linear
+
+
+def absorbed_limit(config: ModelConfig) -> int:
+    """Up to this many tokens of a sequence absorbed attention needs fewer multiplications, whatever the depth.
+
+    Per cached token and head: absorbed T·(2C + R), expanded C·(N + V) + T·(N + R + V).
+    """
+    up = config.nope_dim + config.value_dim
+    return int(config.kv_lora_rank * up / max(2 * config.kv_lora_rank - up, 1))
+
+
+class MLA:
+    def __init__(self, config: ModelConfig, weights: MLAWeights, pool: Pool):
+        self.weights, self.pool, self.eps = weights, pool, config.rms_eps
+        self.heads, self.nope, self.latent = config.heads, config.nope_dim, config.kv_lora_rank
+        self.q_rows = config.q_lora_rank or config.heads * (config.nope_dim + config.rope.dimension)
+        self.scale = softmax_scale(config)
+
+    def project(self, x: np.ndarray, step: Step, layer: np.ndarray) -> np.ndarray:
+        """Writes this batch's latents into the cache `layer`; returns the rotated queries [T, H, N + R]."""
+        w = self.weights
+        q, kv = np.split(w.attn_a(x), [self.q_rows], axis=1)
+        if w.attn_q_b is not None:
+            q = w.attn_q_b(rms_norm(q, w.attn_q_a_norm, self.eps))
+        q = np.ascontiguousarray(q).reshape(len(x), self.heads, -1)
+        key = kv[:, self.latent :]  # [T, R], shared by all heads
+        rope(q[:, :, self.nope :], step.cos, step.sin)
+        rope(key, step.cos, step.sin)
+        write_cache(layer, rms_norm(kv[:, : self.latent], w.attn_kv_a_norm, self.eps), key, step.slots)
+        return q
+
+    def __call__(self, x: np.ndarray, step: Step, layer: np.ndarray) -> np.ndarray:
+        """x [T, hidden] normalised -> [T, hidden]. Reads back what the cache holds, for the current tokens too."""
+        q = self.project(x, step, layer)
+        if not step.runs:
+            values = self.attend_absorbed(q, step, layer, step.sequence, step.positions)
+        else:
+            values = self.attend_mixed(q, step, layer)
+        return self.weights.attn_output(values.reshape(len(x), -1))
+
+    def attend_absorbed(self, q, step: Step, layer, sequence, positions) -> np.ndarray:
+        """[T, H, N + R] -> [T, H, V]"""
+        query = np.concatenate([self.weights.attn_kv_b.absorb(self.pool, q[:, :, : self.nope]), q[:, :, self.nope :]], axis=2)
+        latent = mla_absorbed(self.pool, query, layer, step.block_table, sequence, positions, self.scale, self.latent)
+        return self.weights.attn_kv_b.values(self.pool, latent)
+
+    def attend_mixed(self, q, step: Step, layer) -> np.ndarray:
+        """Long runs of one sequence expanded, the remaining tokens absorbed."""
+        k_up, v_up = self.weights.attn_kv_b.expand()
+        values = np.empty((len(q), self.heads, v_up.shape[1]), np.float32)
+        for sequence, at in step.runs:
+            row, positions = step.block_table[sequence], step.positions[at]
+            values[at] = mla_expanded(self.pool, q[at], k_up, v_up, layer, row, positions, self.scale)
+        if len(step.few):
+            few = step.few
+            values[few] = self.attend_absorbed(q[few], step, layer, step.sequence[few], step.positions[few])
+        return values

@@ -1,0 +1,73 @@
+"""The latent KV cache: a pool of 64-token pages per layer, and for each sequence a row of pages and the tokens they hold.
+
+576 values per token and layer (kv_lora + rope) instead of heads x (nope + rope + value): 40,960 for DeepSeek-V3.
+"""
+
+import numpy as np
+import psutil
+
+from cpu_kernels import cache_layer
+from hetero.config import ModelConfig, RunConfig
+from hetero.errors import RequestError, ResourceError
+
+PAGE = 64  # tokens; fixed, every kernel and the files of saved sessions depend on it
+BLOCK = 32  # values of one q8_0 block
+BLOCK_BYTES = 34
+
+
+def bytes_per_token(config: ModelConfig, kv: str) -> int:
+    """Bytes of cache per token over all layers."""
+    width = config.kv_lora_rank + config.rope.dimension
+    per_layer = {"f32": 4 * width, "f16": 2 * width, "q8_0": width // BLOCK * BLOCK_BYTES}[kv]
+    return per_layer * config.layers
+
+
+class LatentCache:
+    """Room for `run.sequences` sequences of `context` tokens each. Pages are handed out as a sequence grows."""
+
+    def __init__(self, config: ModelConfig, run: RunConfig, context: int):
+        self.context, self.kv = context, run.kv
+        pages = -(-context // PAGE)
+        needed = pages * PAGE * run.sequences * bytes_per_token(config, run.kv)
+        free = psutil.virtual_memory().available
+        if needed > free:
+            raise ResourceError(
+                f"the cache for {run.sequences} x {context} tokens in {run.kv} needs {needed / 2**30:.1f} GiB",
+                f"{free / 2**30:.1f} GiB of memory are free",
+                f"lower --context to {free // (needed // (pages * PAGE)) // run.sequences} or less, or use --kv q8_0",
+            )
+        width = config.kv_lora_rank + config.rope.dimension
+        self.layers = [cache_layer(pages * run.sequences, run.kv, width) for _ in range(config.layers)]
+        self.block_table = np.zeros((run.sequences, pages), np.int32)
+        self.free_pages = list(range(pages * run.sequences - 1, -1, -1))
+        self.tokens: list[list[int]] = [[] for _ in range(run.sequences)]  # what each sequence's pages hold
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+    def keep_prefix(self, sequence: int, ids: list[int]) -> int:
+        """Keeps what `ids` shares with the cached tokens, drops the rest; returns the number of tokens kept."""
+        cached = self.tokens[sequence]
+        kept = next((at for at, (a, b) in enumerate(zip(cached, ids, strict=False)) if a != b), min(len(cached), len(ids)))
+        self.truncate(sequence, kept)
+        return kept
+
+    def truncate(self, sequence: int, length: int) -> None:
+        held = self.tokens[sequence]
+        for page in range(-(-length // PAGE), -(-len(held) // PAGE)):
+            self.free_pages.append(int(self.block_table[sequence, page]))
+        del held[length:]
+
+    def extend(self, sequence: int, ids: list[int]) -> np.ndarray:
+        """Notes `ids` as the sequence's next tokens and finds their pages; returns their positions, int32 [T]."""
+        held = self.tokens[sequence]
+        start, end = len(held), len(held) + len(ids)
+        if end > self.context:
+            raise RequestError(
+                f"{end} tokens", f"the context holds {self.context}", "shorten the text or raise --context"
+            )
+        for page in range(-(-start // PAGE), -(-end // PAGE)):
+            self.block_table[sequence, page] = self.free_pages.pop()
+        held.extend(ids)
+        return np.arange(start, end, dtype=np.int32)

@@ -1,0 +1,122 @@
+"""Token ids in, token ids out. Knows nothing about text."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from time import perf_counter
+
+import numpy as np
+
+from cpu_kernels import Pool
+from hetero.cache import LatentCache
+from hetero.config import ModelConfig, RunConfig
+from hetero.errors import RequestError
+from hetero.gguf import GGUFFile
+from hetero.model import Batch, Model
+from hetero.sampler import Sampler, Sampling
+from hetero.telemetry import Telemetry
+from hetero.weights import place_weights
+
+CHUNK = 512  # prompt tokens of one forward pass; chunks begin at absolute multiples of it
+
+
+class Engine:
+    """One model, one cache. `generate` and `logits` use the cache's first sequence."""
+
+    def __init__(self, file: GGUFFile, config: ModelConfig, run: RunConfig, context: int, pool: Pool):
+        self.file, self.config, self.run, self.context, self.pool = file, config, run, context, pool
+        self.cache = LatentCache(config, run, context)
+        self.model: Model = place_weights(file, config, pool)
+        self.telemetry = Telemetry()
+
+    def generate(
+        self, ids: Sequence[int], sampling: Sampling | None = None, stop_ids: Iterable[int] = ()
+    ) -> Iterator[int]:
+        """Yields new token ids until one of `stop_ids` (not yielded), `max_tokens`, or the end of the context.
+
+        What `ids` shares with the cached tokens is not computed again. Raises RequestError before anything is computed.
+        """
+        sampling = sampling or Sampling()
+        ids = self.checked(ids)
+        sampler = Sampler(sampling, self.config.vocab_size)
+        for id in ids:
+            sampler.accept(id)
+        room = self.context - len(ids) + 1  # the last token generated is never cached
+        limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+        return self.watched(ids, sampler, limit, frozenset(stop_ids))
+
+    def watched(self, ids: list[int], sampler: Sampler, limit: int, stop_ids: frozenset[int]) -> Iterator[int]:
+        started = perf_counter()
+        kept = self.cache.keep_prefix(0, ids[:-1])
+        self.telemetry = Telemetry(prompt_tokens=len(ids), cached_tokens=kept)
+        self.prefill(ids[kept:-1])
+        yield from self.telemetry.watch(self.decode(ids[-1], sampler, limit, stop_ids), started)
+
+    def decode(self, last: int, sampler: Sampler, limit: int, stop_ids: frozenset[int]) -> Iterator[int]:
+        for _ in range(limit):
+            last = sampler.sample(self.forward([last], [0])[0])
+            if last in stop_ids:
+                return
+            sampler.accept(last)
+            yield last
+
+    def prefill(self, ids: list[int]) -> None:
+        for chunk in self.chunks(ids):
+            self.forward(chunk, [])
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """float32 [T, vocab]: what follows each token of `ids`, read from an empty context. Replaces what is cached."""
+        ids = self.checked(ids)
+        self.forget()
+        return np.concatenate([self.forward(chunk, range(len(chunk))) for chunk in self.chunks(ids)])
+
+    def chunks(self, ids: list[int]) -> Iterator[list[int]]:
+        """Splits `ids`, which follow the cached tokens, at absolute multiples of CHUNK."""
+        start = len(self.cache.tokens[0])
+        cut = CHUNK - start % CHUNK
+        while ids:
+            yield ids[:cut]
+            ids, cut = ids[cut:], CHUNK
+
+    def forward(self, ids: list[int], logits_at: Iterable[int]) -> np.ndarray:
+        """One pass over the next tokens of the first sequence. A pass that is interrupted or fails leaves no token behind."""
+        before = len(self.cache.tokens[0])
+        positions = self.cache.extend(0, ids)
+        batch = Batch(
+            ids=np.asarray(ids, np.int64),
+            positions=positions,
+            sequence=np.zeros(len(ids), np.int32),
+            block_table=self.cache.block_table,
+            lengths=np.array([len(tokens) for tokens in self.cache.tokens], np.int32),
+            logits_at=np.asarray(logits_at, np.int64),
+        )
+        try:
+            return self.model.forward(batch, self.cache.layers)
+        except BaseException:
+            self.cache.truncate(0, before)
+            raise
+
+    def checked(self, ids: Sequence[int]) -> list[int]:
+        ids = [int(id) for id in ids]
+        if not ids:
+            raise RequestError("an empty prompt", "at least one token is needed", "give some text")
+        if len(ids) > self.context:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens", f"the context holds {self.context}", "shorten it or raise --context"
+            )
+        if min(ids) < 0 or max(ids) >= self.config.vocab_size:
+            raise RequestError(
+                f"token id {min(ids) if min(ids) < 0 else max(ids)}",
+                f"the vocabulary has ids 0 to {self.config.vocab_size - 1}",
+                "use this model's own tokenizer",
+            )
+        return ids
+
+    @property
+    def tokens_cached(self) -> int:
+        return len(self.cache.tokens[0])
+
+    def forget(self) -> None:
+        self.cache.truncate(0, 0)
+
+    def close(self) -> None:
+        self.pool.close()
+        self.file.close()

@@ -1,0 +1,18 @@
+"""A weight matrix bound to its kernel, and several matrices with the same input fused into one product."""
+
+import numpy as np
+
+from cpu_kernels import Matrix, Pool, linear
+
+
+class Linear:
+    """y[T, M] = x[T, K] · Wᵀ, float32 in and out, W in its quantized blocks. Several matrices stand one below the other in M."""
+
+    def __init__(self, pool: Pool, *matrices: Matrix):
+        self.pool, self.matrices = pool, matrices
+        self.rows = sum(matrix.rows for matrix in matrices)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if len(self.matrices) == 1:
+            return linear(self.pool, self.matrices[0], x)
+        return np.concatenate([linear(self.pool, matrix, x) for matrix in self.matrices], axis=1)

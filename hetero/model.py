@@ -1,0 +1,73 @@
+"""The forward pass: embedding, blocks, head. Prefill and decode call the same `Model.forward`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cpu_kernels import Matrix, embed, rms_norm
+from hetero.attention import MLA, Step, absorbed_limit
+from hetero.cache import PAGE
+from hetero.config import ModelConfig
+from hetero.linear import Linear
+from hetero.moe import DenseFFN, MoE
+from hetero.rope import inverse_frequencies, rotations
+
+
+@dataclass(frozen=True)
+class Batch:
+    """T tokens of S sequences, in any order; a sequence's own tokens ascend."""
+
+    ids: np.ndarray  # int64 [T]
+    positions: np.ndarray  # int32 [T]
+    sequence: np.ndarray  # int32 [T], row of block_table
+    block_table: np.ndarray  # int32 [S, P]
+    lengths: np.ndarray  # int32 [S], cached tokens including this batch's
+    logits_at: np.ndarray  # int64 [n], indices into T
+
+
+@dataclass(frozen=True)
+class Block:
+    attn_norm: np.ndarray
+    attention: MLA
+    ffn_norm: np.ndarray
+    feed_forward: DenseFFN | MoE
+
+
+class Model:
+    def __init__(self, config: ModelConfig, token_embd: Matrix, blocks: list[Block], output_norm: np.ndarray, output: Linear):
+        self.config, self.token_embd, self.blocks, self.output_norm, self.output = config, token_embd, blocks, output_norm, output
+        self.frequencies = inverse_frequencies(config.rope)
+        self.absorbed_limit = absorbed_limit(config)
+
+    def forward(self, batch: Batch, layers: list[np.ndarray]) -> np.ndarray | None:
+        """Logits float32 [n, vocab] of the tokens in `logits_at`, None if there are none. `layers`: the cache, one array each."""
+        step = self.step(batch)
+        eps = self.config.rms_eps
+        x = embed(self.token_embd, batch.ids)  # [T, hidden]
+        last = len(self.blocks) - 1
+        for i, (block, layer) in enumerate(zip(self.blocks, layers, strict=True)):
+            h = rms_norm(x, block.attn_norm, eps)
+            if i == last and not len(batch.logits_at):
+                block.attention.project(h, step, layer)  # only the cache is wanted: the rest of the last layer is not
+                return None
+            x += block.attention(h, step, layer)
+            if i == last:
+                x = x[batch.logits_at]  # [n, hidden]
+            x += block.feed_forward(rms_norm(x, block.ffn_norm, eps))
+        return self.output(rms_norm(x, self.output_norm, eps))
+
+    def step(self, batch: Batch) -> Step:
+        pages = batch.block_table[batch.sequence, batch.positions // PAGE]
+        cos, sin = rotations(self.frequencies, batch.positions)
+        counts = np.bincount(batch.sequence, minlength=len(batch.block_table))
+        many = np.flatnonzero(counts > self.absorbed_limit)
+        return Step(
+            positions=batch.positions,
+            sequence=batch.sequence,
+            block_table=batch.block_table,
+            slots=pages.astype(np.int64) * PAGE + batch.positions % PAGE,
+            cos=cos,
+            sin=sin,
+            runs=tuple((int(s), np.flatnonzero(batch.sequence == s)) for s in many),
+            few=np.flatnonzero(~np.isin(batch.sequence, many)),
+        )

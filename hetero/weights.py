@@ -1,0 +1,111 @@
+"""From a file's tensors to a bound model. The only code that moves weight bytes."""
+
+from collections.abc import Callable
+
+import numpy as np
+import psutil
+
+from cpu_kernels import Matrix, Pool
+from hetero.attention import MLA, KvUp, MLAWeights
+from hetero.config import ModelConfig
+from hetero.gguf import GGUFFile
+from hetero.linear import Linear
+from hetero.model import Block, Model
+from hetero.moe import DenseFFN, GatedWeights, MoE, Router
+
+Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
+
+PAGE_BYTES = 4096
+READ_AHEAD_BYTES = 64 << 20
+
+
+class Weights:
+    """The tensors of a memory-mapped file, bound to CPU kernels where they lie; only fused matrices are copied."""
+
+    def __init__(self, file: GGUFFile, pool: Pool):
+        self.file, self.pool = file, pool
+
+    def vector(self, name: str) -> np.ndarray:
+        """float32 [n]"""
+        return self.file.tensors[name].data.view(np.float32).reshape(-1)
+
+    def matrix(self, name: str) -> Matrix:
+        tensor = self.file.tensors[name]
+        return Matrix(tensor.data, tensor.type, tensor.shape[-1])
+
+    def linear(self, *names: str) -> Linear:
+        """One product for matrices with the same input: rows of equal type are joined (a copy), others stand side by side."""
+        tensors = [self.file.tensors[name] for name in names]
+        if len(tensors) > 1 and len({tensor.type for tensor in tensors}) == 1:
+            joined = np.concatenate([tensor.data for tensor in tensors])
+            return Linear(self.pool, Matrix(joined, tensors[0].type, tensors[0].shape[-1]))
+        return Linear(self.pool, *(self.matrix(name) for name in names))
+
+    def gated(self, prefix: str, suffix: str = "") -> GatedWeights:
+        return GatedWeights(*(self.matrix(f"{prefix}ffn_{part}{suffix}.weight") for part in ("gate", "up", "down")))
+
+    def kv_up(self, prefix: str, config: ModelConfig) -> KvUp:
+        if config.kv_b_split:
+            return KvUp(self.matrix(prefix + "attn_k_b.weight"), self.matrix(prefix + "attn_v_b.weight"), True)
+        tensor = self.file.tensors[prefix + "attn_kv_b.weight"]  # rows: for each head N of keys, then V of values
+        heads = tensor.data.reshape(config.heads, config.nope_dim + config.value_dim, -1)
+        k_b, v_b = heads[:, : config.nope_dim], heads[:, config.nope_dim :]
+        return KvUp(Matrix(k_b, tensor.type, tensor.shape[-1]), Matrix(v_b, tensor.type, tensor.shape[-1]), False)
+
+
+def mla_weights(weights: Weights, config: ModelConfig, prefix: str) -> MLAWeights:
+    first = "attn_q_a.weight" if config.q_lora_rank else "attn_q.weight"
+    return MLAWeights(
+        attn_a=weights.linear(prefix + first, prefix + "attn_kv_a_mqa.weight"),
+        attn_q_a_norm=weights.vector(prefix + "attn_q_a_norm.weight") if config.q_lora_rank else None,
+        attn_q_b=weights.linear(prefix + "attn_q_b.weight") if config.q_lora_rank else None,
+        attn_kv_a_norm=weights.vector(prefix + "attn_kv_a_norm.weight"),
+        attn_kv_b=weights.kv_up(prefix, config),
+        attn_output=weights.linear(prefix + "attn_output.weight"),
+    )
+
+
+def feed_forward(weights: Weights, config: ModelConfig, layer: int) -> DenseFFN | MoE:
+    prefix, pool = f"blk.{layer}.", weights.pool
+    if layer < config.dense_layers:
+        return DenseFFN(weights.gated(prefix), pool)
+    bias = weights.vector(prefix + "exp_probs_b.bias") if config.expert_bias else None
+    router = Router(config, weights.linear(prefix + "ffn_gate_inp.weight"), bias)
+    shared = DenseFFN(weights.gated(prefix, "_shexp"), pool) if config.shared_experts else None
+    return MoE(router, weights.gated(prefix, "_exps"), shared, pool)
+
+
+def place_weights(file: GGUFFile, config: ModelConfig, pool: Pool) -> Model:
+    """Binds every tensor of the main model; trailing multi-token-prediction layers stay untouched in the file."""
+    weights = Weights(file, pool)
+    blocks = [
+        Block(
+            attn_norm=weights.vector(f"blk.{i}.attn_norm.weight"),
+            attention=MLA(config, mla_weights(weights, config, f"blk.{i}."), pool),
+            ffn_norm=weights.vector(f"blk.{i}.ffn_norm.weight"),
+            feed_forward=feed_forward(weights, config, i),
+        )
+        for i in range(config.layers)
+    ]
+    token_embd = weights.matrix("token_embd.weight")
+    head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
+    return Model(config, token_embd, blocks, weights.vector("output_norm.weight"), weights.linear(head))
+
+
+def read_ahead(file: GGUFFile, config: ModelConfig, progress: Progress) -> None:
+    """Touches every page the forward pass will need, so that the first token does not wait for the disk.
+
+    Left out where the weights do not fit in free memory: the pages would only push each other out.
+    """
+    skipped = tuple(f"blk.{i}." for i in range(config.layers, config.layers + config.nextn_layers))
+    tensors = [tensor for name, tensor in file.tensors.items() if not name.startswith(skipped)]
+    total, done = sum(tensor.nbytes for tensor in tensors), 0
+    if total > psutil.virtual_memory().available:
+        return
+    for tensor in tensors:
+        flat = tensor.data.reshape(-1)
+        for at in range(0, flat.size, READ_AHEAD_BYTES):
+            part = flat[at : at + READ_AHEAD_BYTES]
+            int(part[::PAGE_BYTES].max())
+            done += part.size
+            progress("reading weights", done, total)
