@@ -46,7 +46,7 @@ class Engine:
     def watched(self, ids: list[int], sampler: Sampler, limit: int, stop_ids: frozenset[int]) -> Iterator[int]:
         started = perf_counter()
         kept = self.cache.keep_prefix(0, ids[:-1])
-        self.telemetry = Telemetry(prompt_tokens=len(ids), cached_tokens=kept)
+        self.telemetry = Telemetry(cached_tokens=kept, prompt_tokens=len(ids) - kept)
         self.prefill(ids[kept:-1])
         yield from self.telemetry.watch(self.decode(ids[-1], sampler, limit, stop_ids), started)
 

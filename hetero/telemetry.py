@@ -1,4 +1,4 @@
-"""What one request cost: tokens and seconds, measured around the engine's generator, not inside it."""
+"""What one request cost, in tokens and seconds, measured around the engine's generator, not inside it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,30 +7,41 @@ from time import perf_counter
 
 @dataclass
 class Telemetry:
-    """The prompt's time ends with the first token; generation is counted from there, so its tokens are one fewer."""
+    """The prompt's time ends with the first token; generation is timed from there, over one token fewer."""
 
-    prompt_tokens: int = 0
-    cached_tokens: int = 0  # of the prompt, found in the cache
+    cached_tokens: int = 0  # of the prompt, already in the cache
+    prompt_tokens: int = 0  # of the prompt, computed now
     prompt_seconds: float = 0.0
     generated_tokens: int = 0
-    generated_seconds: float = 0.0
+    generation_seconds: float = 0.0
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        return (self.prompt_tokens - self.cached_tokens) / self.prompt_seconds if self.prompt_seconds else 0.0
+        return _rate(self.prompt_tokens, self.prompt_seconds)
 
     @property
-    def generated_tokens_per_second(self) -> float:
-        return max(self.generated_tokens - 1, 0) / self.generated_seconds if self.generated_seconds else 0.0
+    def generation_tokens_per_second(self) -> float:
+        return _rate(self.generated_tokens - 1, self.generation_seconds)
 
     def watch(self, tokens: Iterator[int], started: float) -> Iterator[int]:
-        """Passes `tokens` through, timing each; the reader's own time between them does not count."""
+        """Passes `tokens` through, timing each; what the reader does between them does not count."""
         for id in tokens:
             seconds = perf_counter() - started
             if self.generated_tokens == 0:
                 self.prompt_seconds = seconds
             else:
-                self.generated_seconds += seconds
+                self.generation_seconds += seconds
             self.generated_tokens += 1
             yield id
             started = perf_counter()
+
+    def __str__(self) -> str:
+        cached = f" (+{self.cached_tokens:,} cached)" if self.cached_tokens else ""
+        return (
+            f"prompt {self.prompt_tokens:,} tokens{cached}, {self.prompt_tokens_per_second:.1f} tok/s"
+            f" | answer {self.generated_tokens:,} tokens, {self.generation_tokens_per_second:.1f} tok/s"
+        )
+
+
+def _rate(tokens: int, seconds: float) -> float:
+    return tokens / seconds if seconds > 0 else 0.0
