@@ -1,7 +1,8 @@
 """How every kernel here is compiled: the flags in one place, and the directory where numba keeps the machine code.
 
-numba's own cache does not notice an edit in another file and does not know the CPU, so the directory's name is a hash of this
-package's sources, the CPU's name and feature flags, and the versions of numba and llvmlite. Import this module before numba.
+numba's own cache does not notice an edit in another file and does not know the CPU, so the directory's name is a hash
+of this package's sources, the CPU's name and feature flags, and the versions of numba and llvmlite. Import this module
+before numba.
 """
 
 import hashlib
@@ -42,8 +43,10 @@ def kernel(function):
 
 
 def fast_kernel(function):
-    """As `kernel`, and sums may be reassociated and contracted, so that LLVM can vectorize reductions. NaN and Inf stay exact."""
-    return njit(nogil=True, error_model="numpy", boundscheck=False, cache=True, fastmath={"reassoc", "contract", "nsz"})(function)
+    """As `kernel`, and sums may be reassociated and contracted, so that LLVM can vectorize them. NaN, Inf stay exact."""
+    return njit(
+        nogil=True, error_model="numpy", boundscheck=False, cache=True, fastmath={"reassoc", "contract", "nsz"}
+    )(function)
 
 
 def job(function):

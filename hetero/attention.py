@@ -4,7 +4,7 @@ T tokens, H heads, C = kv_lora latent, R rope, N nope and V value dimensions of 
 
 The cache holds C + R values per token and layer. Two ways to use them give the same result:
   absorbed   W_uk acts on the query and W_uv on the output; attention runs on the latent itself. Best for few tokens.
-  expanded   keys and values of every head are recomputed from the latent; attention then costs less per pair. Best for many.
+  expanded   keys and values of every head are recomputed from the latent; a pair then costs less. Best for many.
 docs/mla.md shows the arithmetic.
 """
 
@@ -45,7 +45,7 @@ class Step:
 
 @dataclass(frozen=True)
 class KvUp:
-    """W_uk and W_uv of all heads: split (attn_k_b transposed [H, C, N], attn_v_b [H, V, C]) or rows of one attn_kv_b."""
+    """W_uk, W_uv of all heads: split (attn_k_b transposed [H, C, N], attn_v_b [H, V, C]) or rows of one attn_kv_b."""
 
     k_b: Matrix
     v_b: Matrix
@@ -67,7 +67,7 @@ class KvUp:
 
 @dataclass(frozen=True)
 class MLAWeights:
-    """One layer's tensors. `attn_a` is attn_q_a | attn_kv_a_mqa as one product (attn_q | attn_kv_a_mqa without q_lora)."""
+    """One layer's tensors. `attn_a` is attn_q_a | attn_kv_a_mqa as one product (attn_q | ... without q_lora)."""
 
     attn_a: Linear
     attn_q_a_norm: np.ndarray | None
@@ -117,7 +117,9 @@ class MLA:
 
     def attend_absorbed(self, q, step: Step, layer, sequence, positions) -> np.ndarray:
         """[T, H, N + R] -> [T, H, V]"""
-        query = np.concatenate([self.weights.attn_kv_b.absorb(self.pool, q[:, :, : self.nope]), q[:, :, self.nope :]], axis=2)
+        query = np.concatenate(
+            [self.weights.attn_kv_b.absorb(self.pool, q[:, :, : self.nope]), q[:, :, self.nope :]], axis=2
+        )
         latent = mla_absorbed(self.pool, query, layer, step.block_table, sequence, positions, self.scale, self.latent)
         return self.weights.attn_kv_b.values(self.pool, latent)
 

@@ -1,4 +1,4 @@
-"""The latent KV cache: a pool of 64-token pages per layer, and for each sequence a row of pages and the tokens they hold.
+"""The latent KV cache: a pool of 64-token pages per layer, and for each sequence a row of pages and their tokens.
 
 576 values per token and layer (kv_lora + rope) instead of heads x (nope + rope + value): 40,960 for DeepSeek-V3.
 """
@@ -49,7 +49,9 @@ class LatentCache:
     def keep_prefix(self, sequence: int, ids: list[int]) -> int:
         """Keeps what `ids` shares with the cached tokens, drops the rest; returns the number of tokens kept."""
         cached = self.tokens[sequence]
-        kept = next((at for at, (a, b) in enumerate(zip(cached, ids, strict=False)) if a != b), min(len(cached), len(ids)))
+        kept = next(
+            (at for at, (a, b) in enumerate(zip(cached, ids, strict=False)) if a != b), min(len(cached), len(ids))
+        )
         self.truncate(sequence, kept)
         return kept
 

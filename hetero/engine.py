@@ -77,7 +77,7 @@ class Engine:
             ids, cut = ids[cut:], CHUNK
 
     def forward(self, ids: list[int], logits_at: Iterable[int]) -> np.ndarray:
-        """One pass over the next tokens of the first sequence. A pass that is interrupted or fails leaves no token behind."""
+        """One pass over the next tokens of the first sequence. A pass that fails or is interrupted leaves no token."""
         before = len(self.cache.tokens[0])
         positions = self.cache.extend(0, ids)
         batch = Batch(
@@ -100,7 +100,9 @@ class Engine:
             raise RequestError("an empty prompt", "at least one token is needed", "give some text")
         if len(ids) > self.context:
             raise RequestError(
-                f"the prompt has {len(ids)} tokens", f"the context holds {self.context}", "shorten it or raise --context"
+                f"the prompt has {len(ids)} tokens",
+                f"the context holds {self.context}",
+                "shorten it or raise --context",
             )
         if min(ids) < 0 or max(ids) >= self.config.vocab_size:
             raise RequestError(

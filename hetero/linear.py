@@ -6,7 +6,7 @@ from cpu_kernels import Matrix, Pool, linear
 
 
 class Linear:
-    """y[T, M] = x[T, K] · Wᵀ, float32 in and out, W in its quantized blocks. Several matrices stand one below the other in M."""
+    """y[T, M] = x[T, K] · Wᵀ, float32 in and out, W in its quantized blocks. Several matrices share out M."""
 
     def __init__(self, pool: Pool, *matrices: Matrix):
         self.pool, self.matrices = pool, matrices

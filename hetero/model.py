@@ -34,13 +34,21 @@ class Block:
 
 
 class Model:
-    def __init__(self, config: ModelConfig, token_embd: Matrix, blocks: list[Block], output_norm: np.ndarray, output: Linear):
-        self.config, self.token_embd, self.blocks, self.output_norm, self.output = config, token_embd, blocks, output_norm, output
+    def __init__(
+        self, config: ModelConfig, token_embd: Matrix, blocks: list[Block], output_norm: np.ndarray, output: Linear
+    ):
+        self.config, self.token_embd, self.blocks, self.output_norm, self.output = (
+            config,
+            token_embd,
+            blocks,
+            output_norm,
+            output,
+        )
         self.frequencies = inverse_frequencies(config.rope)
         self.absorbed_limit = absorbed_limit(config)
 
     def forward(self, batch: Batch, layers: list[np.ndarray]) -> np.ndarray | None:
-        """Logits float32 [n, vocab] of the tokens in `logits_at`, None if there are none. `layers`: the cache, one array each."""
+        """Logits float32 [n, vocab] of the tokens in `logits_at`, None if there are none. `layers`: the cache's arrays."""
         step = self.step(batch)
         eps = self.config.rms_eps
         x = embed(self.token_embd, batch.ids)  # [T, hidden]

@@ -8,7 +8,7 @@ from hetero.config import ModelConfig, RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig) -> np.ndarray:
-    """float64 [R/2], radians per position. YaRN keeps the fast pairs, divides the slow ones by `factor`, blends between them."""
+    """float64 [R/2], radians per position. YaRN keeps fast pairs, divides slow ones by `factor`, blends between."""
     pair = np.arange(rope.dimension // 2)
     plain = rope.base ** (-2.0 * pair / rope.dimension)
     if rope.factor == 1.0:
@@ -31,6 +31,6 @@ def softmax_scale(config: ModelConfig) -> float:
 
 
 def rotations(frequencies: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(cos, sin), each float32 [T, R/2]. Angles are formed in float64: at position 160,000 float32 is off by 0.01 radians."""
+    """(cos, sin), each float32 [T, R/2]. Angles are float64: at position 160,000 float32 is off by 0.01 radians."""
     angle = positions[:, None].astype(np.float64) * frequencies
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)

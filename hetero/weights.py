@@ -34,7 +34,7 @@ class Weights:
         return Matrix(tensor.data, tensor.type, tensor.shape[-1])
 
     def linear(self, *names: str) -> Linear:
-        """One product for matrices with the same input: rows of equal type are joined (a copy), others stand side by side."""
+        """One product for matrices with the same input: equal types are joined (a copy), others stand side by side."""
         tensors = [self.file.tensors[name] for name in names]
         if len(tensors) > 1 and len({tensor.type for tensor in tensors}) == 1:
             joined = np.concatenate([tensor.data for tensor in tensors])

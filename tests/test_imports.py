@@ -1,0 +1,96 @@
+"""The layout's import rules: who may import whom, and which packages may be spelled where."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEAVES = ("placement", "cpu_kernels", "gpu_kernels")
+LOCAL = ("cli", "hetero", *LEAVES)
+
+# Rows of hetero/, bottom first. A module may import modules of the rows below, and those of its own row paired with it.
+ROWS = [
+    {"errors", "telemetry"},
+    {"gguf", "demo"},
+    {"known_models", "config"},
+    {"tensors", "inspect", "pretokenizers", "tokenizer", "template", "stop", "sampler", "rope", "linear", "cache"},
+    {"attention", "moe"},
+    {"model"},
+    {"weights"},
+    {"engine"},
+    {"loading"},
+    {"terminal", "generate", "chat", "evaluate", "reference"},
+]
+WITHIN_ROW = {
+    ("known_models", "config"),
+    ("config", "known_models"),
+    ("tokenizer", "pretokenizers"),
+    ("template", "tokenizer"),
+    ("chat", "terminal"),
+    ("chat", "generate"),
+    ("generate", "terminal"),
+    ("evaluate", "reference"),
+    ("evaluate", "terminal"),
+}
+ONLY_IN = {"numba": "cpu_kernels", "llvmlite": "cpu_kernels", "triton": "gpu_kernels", "typer": "cli"}
+
+
+def sources() -> list[Path]:
+    return [ROOT / "cli.py", *(path for package in LOCAL[1:] for path in sorted((ROOT / package).rglob("*.py")))]
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of everything `path` imports, relative imports resolved."""
+    package = module_of(path) if path.name == "__init__.py" else module_of(path).rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module or "") if part)
+            found |= {f"{module}.{alias.name}" if module in LOCAL else module for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_of)
+def test_edges(path: Path) -> None:
+    here = module_of(path).split(".")
+    for name in imports(path):
+        there = name.split(".")
+        if there[0] in ONLY_IN:
+            assert here[0] == ONLY_IN[there[0]], f"{there[0]} may be imported in {ONLY_IN[there[0]]} only"
+        if there[0] not in LOCAL or there[0] == here[0] == "cli":
+            continue
+        if here[0] in LEAVES:
+            assert there[0] == here[0], f"a leaf may not import {name}"
+        elif here[0] == "hetero":
+            assert there[0] in ("hetero", *LEAVES), f"hetero may not import {name}"
+            if there[0] == "hetero" and len(here) > 1 and len(there) > 1:
+                assert_downward(here[1], there[1])
+
+
+def assert_downward(here: str, there: str) -> None:
+    if there.startswith("__") or here == there:
+        return
+    assert (here, there) in WITHIN_ROW or row(there) < row(here), (
+        f"hetero.{here} may not import hetero.{there}: not downward"
+    )
+
+
+def row(module: str) -> int:
+    found = [at for at, names in enumerate(ROWS) if module in names]
+    assert found, f"hetero/{module}.py has no row in ROWS"
+    return found[0]
+
+
+def test_every_module_exists() -> None:
+    """A row that names a module nobody wrote would let the list rot."""
+    there = {path.stem for path in (ROOT / "hetero").glob("*.py")} | {path.name for path in (ROOT / "hetero").iterdir()}
+    assert {name for names in ROWS for name in names} <= there
