@@ -43,7 +43,7 @@ def kernel(function):
 
 
 def fast_kernel(function):
-    """As `kernel`, and sums may be reassociated and contracted, so that LLVM can vectorize them. NaN, Inf stay exact."""
+    """As `kernel`, and sums may be reassociated and contracted, so that LLVM can vectorize them; NaN stays."""
     return njit(
         nogil=True, error_model="numpy", boundscheck=False, cache=True, fastmath={"reassoc", "contract", "nsz"}
     )(function)

@@ -48,7 +48,7 @@ class Model:
         self.absorbed_limit = absorbed_limit(config)
 
     def forward(self, batch: Batch, layers: list[np.ndarray]) -> np.ndarray | None:
-        """Logits float32 [n, vocab] of the tokens in `logits_at`, None if there are none. `layers`: the cache's arrays."""
+        """Logits float32 [n, vocab] of the tokens in `logits_at`, None without any. `layers`: the cache's arrays."""
         step = self.step(batch)
         eps = self.config.rms_eps
         x = embed(self.token_embd, batch.ids)  # [T, hidden]
