@@ -1,0 +1,122 @@
+"""Atomics, raw memory and system calls as numba intrinsics: what the pool is made of. Addresses are int64.
+
+The libc symbols are declared in IR and resolved from the process: a ctypes pointer would make every caller uncacheable.
+"""
+
+import platform
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_I32, _I64, _POINTER = ir.IntType(32), ir.IntType(64), ir.PointerType()
+_MACHINE = platform.machine()
+FUTEX = {"x86_64": 202, "aarch64": 98}.get(_MACHINE, -1)  # -1: ENOSYS, the waiter spins on
+
+
+def _call(builder, name, result, *arguments):
+    signature = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
+
+
+@intrinsic
+def load_acquire(typing, address):
+    def codegen(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[0], _POINTER)
+        return builder.load_atomic(pointer, "seq_cst", 8, typ=_I64)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def store_release(typing, address, value):
+    def codegen(context, builder, signature, arguments):
+        builder.store_atomic(arguments[1], builder.inttoptr(arguments[0], _I64.as_pointer()), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def fetch_add(typing, address, value):
+    """Add to the int64 at `address`; the value before."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.atomic_rmw("add", builder.inttoptr(arguments[0], _POINTER), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def load_i64(typing, address):
+    def codegen(context, builder, signature, arguments):
+        return builder.load(builder.inttoptr(arguments[0], _POINTER), typ=_I64)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def store_i64(typing, address, value):
+    def codegen(context, builder, signature, arguments):
+        builder.store(arguments[1], builder.inttoptr(arguments[0], _POINTER))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def call_job(typing, function, arguments, thread, threads):
+    """Call the native function at an address with the signature `jit.JOB`."""
+
+    def codegen(context, builder, signature, values):
+        job = ir.FunctionType(ir.VoidType(), [_I64] * 3)
+        builder.call(builder.inttoptr(values[0], job.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def relax(typing):
+    """Tell the core that this is a spin loop."""
+
+    def codegen(context, builder, signature, arguments):
+        if _MACHINE == "x86_64":
+            _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+        elif _MACHINE == "aarch64":
+            _call(builder, "llvm.aarch64.hint", ir.VoidType(), _I32(1))  # yield
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def futex(typing, address, operation, value):
+    def codegen(context, builder, signature, arguments):
+        zero = _I64(0)
+        return _call(builder, "syscall", _I64, _I64(FUTEX), *arguments, zero, zero, zero)
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def sched_yield(typing):
+    def codegen(context, builder, signature, arguments):
+        return _call(builder, "sched_yield", _I32)
+
+    return types.int32(), codegen
+
+
+@intrinsic
+def monotonic(typing):
+    """Nanoseconds of CLOCK_MONOTONIC."""
+
+    def codegen(context, builder, signature, arguments):
+        timespec = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))
+        _call(builder, "clock_gettime", _I32, _I32(1), timespec)
+        seconds = builder.load(timespec, typ=_I64)
+        nanoseconds = builder.load(builder.gep(timespec, [_I64(8)], source_etype=ir.IntType(8)), typ=_I64)
+        return builder.add(builder.mul(seconds, _I64(1_000_000_000)), nanoseconds)
+
+    return types.int64(), codegen
