@@ -147,7 +147,7 @@ class Tokenizer:
 
 
 class TextStream:
-    """Text of a growing sequence of tokens: a character once all its bytes are there, U+FFFD where they never can be."""
+    """Text of growing tokens: a character appears once all its bytes are there, U+FFFD where they never can be."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool):
         self._tokenizer, self._skip_special = tokenizer, skip_special
