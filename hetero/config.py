@@ -1,9 +1,46 @@
-"""What the model is (`ModelConfig`, from the file) and what the caller wants (`RunConfig`): both frozen, unknown is an error."""
+"""What the model is (`ModelConfig`, from the file) and what the caller wants (`RunConfig`): unknown is an error."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
+from hetero.errors import FileError, RequestError, UnsupportedError
+from hetero.gguf import GGUFFile
+from hetero.known_models import KNOWN_ROUTERS, Gating, Router
+from hetero.metadata import REMEDY, Metadata
+
+ARCHITECTURE = "deepseek2"
 CACHE_TYPES = ("f32", "f16", "q8_0")
+DEVICES = ("auto", "cpu", "cuda")
+CONTEXT_LIMIT, SEQUENCE_LIMIT, THREAD_LIMIT = 1 << 24, 1024, 1024  # beyond any machine; memory is checked elsewhere
+# Settings for later versions, with the values that mean what this one does: weights run from the page cache, no graph
+NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
+    "gpu_memory": (None,),
+    "memory": (None,),
+    "mmap": (None, True),
+    "plan": (None,),
+    "graph": (None, False),
+    "sessions": (None,),
+}
+YARN_KEYS = tuple(
+    f"rope.scaling.{key}"
+    for key in ("original_context_length", "yarn_beta_fast", "yarn_beta_slow", "yarn_log_multiplier")
+)
+
+# Keys the code does not read, with the values that change nothing (the first one stands for a missing key)
+NEUTRAL = {
+    "attention.causal": (True,),
+    "attention.scale": (0.0,),
+    "attention.sliding_window": (0,),
+    "attention.temperature_scale": (0.0,),
+    "hidden_activation": ("silu",),
+    "interleave_moe_layer_step": (1, 0),
+    "logit_scale": (0.0, 1.0),
+    "moe_every_n_layers": (1, 0),
+    "rope.scale_linear": (1.0, 0.0),
+    "rope.scaling.attn_factor": (1.0,),  # no converter writes it for deepseek2; it would scale rope and softmax
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +89,57 @@ class ModelConfig:
     expert_weights_scale: float
     inferred: tuple[str, ...] = ()  # keys the file lacks, completed from the table of known models
 
+    @classmethod
+    def from_gguf(cls, file: GGUFFile) -> "ModelConfig":
+        _check_architecture(file)
+        keys = Metadata(file, ARCHITECTURE)
+        blocks = keys.integer("block_count", 1, 1024)
+        nextn_layers = keys.integer("nextn_predict_layers", 0, blocks - 1, 0)
+        layers = blocks - nextn_layers
+        dense_layers = keys.integer("leading_dense_block_count", 0, layers - 1)
+        heads = keys.integer("attention.head_count", 1, 4096)
+        rope = _rope(keys)
+        key_dim, value_dim = _head_sizes(keys, heads)
+        if key_dim <= rope.dimension:
+            keys.refuse("rope.dimension_count", rope.dimension, f"less than the {key_dim} dimensions of a key")
+        expert_bias = f"blk.{dense_layers}.exp_probs_b.bias" in file.tensors
+        router, inferred = _router(keys, layers, expert_bias)
+        config = cls(
+            name=str(file.metadata.get("general.name", file.paths[0].stem)),
+            vocab_size=_vocab_size(keys, file),
+            context_length=keys.integer("context_length", 1, 1 << 30),
+            hidden_size=keys.integer("embedding_length", 1, 1 << 20),
+            layers=layers,
+            dense_layers=dense_layers,
+            nextn_layers=nextn_layers,
+            rms_eps=keys.number("attention.layer_norm_rms_epsilon", 1e-12, 0.1),
+            heads=heads,
+            q_lora_rank=keys.integer("attention.q_lora_rank", 0, 1 << 16, 0),
+            kv_lora_rank=keys.integer("attention.kv_lora_rank", 1, 1 << 16),
+            nope_dim=key_dim - rope.dimension,
+            value_dim=value_dim,
+            # ik_llama.cpp writes the whole beside its halves: then the whole is used
+            kv_b_split="blk.0.attn_kv_b.weight" not in file.tensors,
+            rope=rope,
+            intermediate_size=keys.integer("feed_forward_length", 1, 1 << 20),
+            expert_intermediate_size=keys.integer("expert_feed_forward_length", 1, 1 << 20),
+            experts=keys.integer("expert_count", 2, 1 << 14),
+            experts_used=_experts_used(keys, router),
+            shared_experts=keys.integer("expert_shared_count", 1, 64),
+            expert_groups=router.groups,
+            expert_groups_used=router.groups_used,
+            group_score="top2" if router.gating == "sigmoid" else "max",
+            gating=router.gating,
+            expert_bias=expert_bias,
+            expert_weights_norm=keys.flag("expert_weights_norm", False),
+            expert_weights_scale=keys.number("expert_weights_scale", 0.0, 1e6, 1.0) or 1.0,
+            inferred=inferred,
+        )
+        for key, implemented in NEUTRAL.items():
+            keys.require(key, implemented)
+        keys.refuse_unread()
+        return config
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -68,3 +156,116 @@ class RunConfig:
     plan: str | None = None
     graph: bool | None = None
     sessions: str | None = None
+
+    def __post_init__(self) -> None:
+        limits = {"context": CONTEXT_LIMIT, "sequences": SEQUENCE_LIMIT, "threads": THREAD_LIMIT}
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if value is None and name != "sequences":
+                continue
+            if type(value) is not int or not 1 <= value <= limit:
+                _refuse_setting(name, value, f"an integer from 1 to {limit:,}")
+        for name, choices in {"kv": CACHE_TYPES, "device": DEVICES}.items():
+            if getattr(self, name) not in choices:
+                _refuse_setting(name, getattr(self, name), "one of " + ", ".join(choices))
+        if self.device == "cuda":
+            raise UnsupportedError("device 'cuda'", "no GPU support in this version", "use --device cpu")
+        for name, implemented in NOT_IMPLEMENTED.items():
+            if not any(getattr(self, name) is value for value in implemented):
+                found = f"{name.replace('_', '-')} = {getattr(self, name)!r}"
+                raise UnsupportedError(
+                    found, "not implemented in this version", f"leave out --{name.replace('_', '-')}"
+                )
+
+
+def _refuse_setting(name: str, value: object, limit: str) -> NoReturn:
+    raise RequestError(f"{name} = {value!r:.80}", limit, f"change --{name.replace('_', '-')}")
+
+
+def _check_architecture(file: GGUFFile) -> None:
+    source, kind = file.paths[0].name, file.metadata.get("general.type", "model")
+    architecture = file.metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise FileError(f"{source}: the metadata key general.architecture is missing", "", REMEDY)
+    if architecture != ARCHITECTURE or kind != "model":
+        raise UnsupportedError(
+            f"{source} holds a {kind} of the architecture {architecture!r}",
+            f"models of the architecture {ARCHITECTURE!r} are run: DeepSeek-V2, V3, R1, Kimi-K2, Moonlight",
+            "take a file of one of these models, or run this one with llama.cpp",
+        )
+
+
+def _vocab_size(keys: Metadata, file: GGUFFile) -> int:
+    embeddings = file.tensors.get("token_embd.weight")
+    return keys.integer("vocab_size", 1, 1 << 24, embeddings.shape[0] if embeddings else None)
+
+
+def _head_sizes(keys: Metadata, heads: int) -> tuple[int, int]:
+    """Dimensions of a key (with its rope part) and of a value of one head.
+
+    Files from before April 2025 give them as key_length and value_length. Later ones describe the absorbed form
+    there (one shared head: the latent) and give the true sizes in keys of their own.
+    """
+    keys.require("attention.head_count_kv", (heads, 1))
+    absorbed = "attention.key_length_mla" in keys
+    if absorbed:
+        keys.ignore("attention.key_length", "attention.value_length")
+    suffix = "_mla" if absorbed else ""
+    sizes = [keys.integer(f"attention.{what}_length{suffix}", 1, 1 << 16) for what in ("key", "value")]
+    return sizes[0], sizes[1]
+
+
+def _rope(keys: Metadata) -> RopeConfig:
+    dimension = keys.integer("rope.dimension_count", 2, 1 << 12)
+    if dimension % 2:
+        keys.refuse("rope.dimension_count", dimension, "an even number")
+    base = keys.number("rope.freq_base", 1.0, 1e12)
+    keys.ignore("rope.scaling.finetuned")
+    keys.require("rope.scaling.type", ("linear", "none", "yarn"))  # a missing type means linear to llama.cpp
+    factor = keys.number("rope.scaling.factor", 0.0, 1e6, 1.0) or 1.0
+    if keys.text("rope.scaling.type", "linear") == "none" or factor == 1.0:
+        keys.ignore(*YARN_KEYS)
+        return RopeConfig(dimension, base)
+    keys.require("rope.scaling.type", ("yarn", "none"))
+    # llama.cpp takes 32 and 1 for the betas whatever a deepseek2 file says; Kimi-K2 was trained with 1 and 1
+    return RopeConfig(
+        dimension,
+        base,
+        factor,
+        original_context=keys.integer("rope.scaling.original_context_length", 1, 1 << 30),
+        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0),
+        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0),
+        log_multiplier=keys.number("rope.scaling.yarn_log_multiplier", 1e-6, 10.0),
+    )
+
+
+def _router(keys: Metadata, layers: int, expert_bias: bool) -> tuple[Router, tuple[str, ...]]:
+    """The routing, and which of its keys the table of known models has supplied."""
+    experts = keys.integer("expert_count", 2, 1 << 14)
+    known = KNOWN_ROUTERS.get((experts, layers, expert_bias))
+    inferred = []
+    gating: Gating
+    if keys.integer("expert_gating_func", 0, 255, 0):
+        keys.require("expert_gating_func", (1, 2))  # 3 and 4 belong to other models
+        gating = "softmax" if keys.integer("expert_gating_func", 1, 2) == 1 else "sigmoid"
+    elif known or not expert_bias:  # files of DeepSeek-V2 from before the key existed
+        gating = known.gating if known else "softmax"
+        inferred.append("expert_gating_func")
+    else:
+        keys.missing("expert_gating_func")
+    groups, groups_used = keys.integer("expert_group_count", 0, experts, 0), 1
+    if groups > 1:
+        groups_used = keys.integer("expert_group_used_count", 1, groups)
+    elif groups == 0 and known and known.gating == gating:
+        groups, groups_used = known.groups, known.groups_used
+        inferred += ["expert_group_count", "expert_group_used_count"]
+    keys.ignore("expert_group_used_count")
+    router = Router(gating, max(groups, 1), groups_used)
+    if experts % router.groups or (router.groups > 1 and experts < 2 * router.groups):
+        keys.refuse("expert_group_count", router.groups, f"groups of two or more that divide {experts} experts")
+    return router, tuple(keys.prefix + key for key in inferred)
+
+
+def _experts_used(keys: Metadata, router: Router) -> int:
+    reachable = keys.integer("expert_count", 2, 1 << 14) // router.groups * router.groups_used
+    return keys.integer("expert_used_count", 1, reachable)
