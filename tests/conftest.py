@@ -17,14 +17,16 @@ Logits = Callable[..., np.ndarray]
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
-    """model_file("tiny", "Q4_K", kv_b_split=False) -> path of that file"""
+    """model_file("tiny", "Q4_K", kv_b_split=False) -> path of that file, of the first one with split_tensors=N"""
     directory = tmp_path_factory.mktemp("models")
 
     @functools.cache
-    def make(shape: str = "tiny", type: str = "F32", **changes: object) -> Path:
-        path = directory / ("-".join([shape, type, *(f"{k}={v}" for k, v in changes.items())]) + ".gguf")
-        write(path, dataclasses.replace(SHAPES[shape], **changes), type)
-        return path
+    def make(shape: str = "tiny", type: str = "F32", split_tensors: int = 0, **changes: object) -> Path:
+        name = "-".join([shape, type, *(f"{key}={value}" for key, value in changes.items())])
+        write(
+            directory / f"{name}.gguf", dataclasses.replace(SHAPES[shape], **changes), type, split_tensors=split_tensors
+        )
+        return next(directory.glob(f"{name}-00001-of-*.gguf")) if split_tensors else directory / f"{name}.gguf"
 
     return make
 
