@@ -125,7 +125,7 @@ class ModelConfig:
             expert_intermediate_size=keys.integer("expert_feed_forward_length", 1, 1 << 20),
             experts=keys.integer("expert_count", 2, 1 << 14),
             experts_used=_experts_used(keys, router),
-            shared_experts=keys.integer("expert_shared_count", 1, 64),
+            shared_experts=keys.integer("expert_shared_count", 0, 64),
             expert_groups=router.groups,
             expert_groups_used=router.groups_used,
             group_score="top2" if router.gating == "sigmoid" else "max",
