@@ -1,0 +1,303 @@
+"""The `hetero` command: parses, calls hetero, and turns what goes wrong into one line and an exit status.
+
+Only typer and the standard library are imported here: `hetero --help` must not wait for torch, numba or numpy.
+Exit status: 0 done (also when the reader of a pipe went away), 1 the user's mistake, 2 wrong usage, 130 interrupted.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from inspect import Parameter, Signature, signature
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+from typer import Option
+
+if TYPE_CHECKING:
+    from hetero.template import ChatTemplate
+
+    from hetero.config import RunConfig
+    from hetero.engine import Engine
+    from hetero.sampler import Sampling
+    from hetero.terminal import Screen
+    from hetero.tokenizer import Tokenizer
+
+app = typer.Typer(
+    help="DeepSeek-V3/R1-class models on one workstation: GGUF files in, tokens out.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+DEMO = "demo"
+Model = Annotated[str, typer.Argument(help="A GGUF file (the first of a split one), or `demo`, the bundled model.")]
+File = Annotated[str, typer.Argument(help="A GGUF file (the first of a split one), or `demo`.")]
+Json = Annotated[bool, Option("--json", help="One JSON document on stdout.")]
+System = Annotated[str | None, Option(help="System prompt.")]
+Think = Annotated[bool | None, Option("--think/--no-think", help="Reason first [as the template does].")]
+
+
+def size(text: str) -> int:
+    from hetero.sizes import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def bias(text: str) -> tuple[int, float]:
+    id, _, value = text.partition("=")
+    try:
+        return int(id), float(value)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not ID=VALUE, a token id and a number") from None
+
+
+@dataclass
+class RunFlags:
+    """One flag for each field of hetero.RunConfig."""
+
+    context: Annotated[int | None, Option(help="Tokens of context [the model's, at most 8192].")] = None
+    sequences: Annotated[int, Option(help="Sequences at once.")] = 1
+    kv: Annotated[Literal["f32", "f16", "q8_0"], Option(help="Type of the KV cache.")] = "f16"
+    threads: Annotated[int | None, Option(help="CPU threads [one per physical core].")] = None
+    device: Annotated[Literal["auto", "cpu", "cuda"], Option(help="Where to compute.")] = "auto"
+    gpu_memory: Annotated[int | None, Option(parser=size, metavar="SIZE", help="GPU memory, as 24GiB.")] = None
+    memory: Annotated[int | None, Option(parser=size, metavar="SIZE", help="Main memory, as 384GiB.")] = None
+    mmap: Annotated[bool | None, Option("--mmap/--no-mmap", help="Map the file, or read it into memory.")] = None
+    plan: Annotated[str | None, Option(help="File that says where each tensor lies.")] = None
+    graph: Annotated[bool | None, Option("--graph/--no-graph", help="Decode from one CUDA Graph.")] = None
+    sessions: Annotated[str | None, Option(help="Folder that keeps KV caches between runs.")] = None
+
+    def config(self) -> "RunConfig":
+        from hetero.config import RunConfig
+
+        return RunConfig(**vars(self))
+
+
+@dataclass
+class SamplingFlags:
+    """One flag for each field of hetero.Sampling; None leaves its default."""
+
+    temperature: Annotated[float | None, Option(help="0 is greedy [0.6].")] = None
+    top_k: Annotated[int | None, Option(help="Keep the K most probable tokens [0: all].")] = None
+    top_p: Annotated[float | None, Option(help="Keep the most probable tokens up to this share [0.95].")] = None
+    min_p: Annotated[float | None, Option(help="Drop tokens less probable than this times the first [0].")] = None
+    repetition_penalty: Annotated[float | None, Option(help="Divide the logits of tokens seen [1].")] = None
+    presence_penalty: Annotated[float | None, Option(help="Subtract from the logits of tokens seen [0].")] = None
+    frequency_penalty: Annotated[float | None, Option(help="Subtract for each time a token was seen [0].")] = None
+    penalty_window: Annotated[int | None, Option(help="Tokens back that penalties look at [all].")] = None
+    logit_bias: Annotated[
+        list[Any] | None, Option(parser=bias, metavar="ID=VALUE", help="Add to a token's logit; repeatable.")
+    ] = None
+    seed: Annotated[int | None, Option(help="Same seed, same tokens [random].")] = None
+    stop: Annotated[list[str] | None, Option(metavar="TEXT", help="End the answer before this text; repeatable.")] = (
+        None
+    )
+    max_tokens: Annotated[int | None, Option(help="Tokens to generate [until the context is full].")] = None
+
+    def sampling(self) -> "Sampling":
+        from hetero.sampler import Sampling
+
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return Sampling(**given | {"logit_bias": dict(self.logit_bias or ()), "stop": tuple(self.stop or ())})
+
+
+@dataclass
+class EvalFlags:
+    """What `eval` measures; the same names as hetero.evaluate.Evaluation."""
+
+    text: Annotated[str, Option(metavar="FILE", help="The text, UTF-8.")]
+    window: Annotated[int | None, Option(help="Tokens evaluated together [512, at most the context].")] = None
+    stride: Annotated[int | None, Option(help="Let windows overlap; each scores its last STRIDE tokens.")] = None
+    reference: Annotated[str | None, Option(metavar="MODEL", help="Compare with this GGUF, or with llama.cpp.")] = None
+    reference_kv: Annotated[
+        Literal["f32", "f16", "q8_0"] | None, Option(help="KV cache of the reference; alone: the same file.")
+    ] = None
+    expert_counts: Annotated[
+        str | None, Option(metavar="FILE", help="Write how often each expert was chosen, as JSON.")
+    ] = None
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Registers a command. A parameter whose type is a dataclass of flags becomes one option for each of its fields."""
+    parameters, groups = [], {}
+    hints = get_type_hints(function, include_extras=True)
+    for parameter in signature(function).parameters.values():
+        kind = hints[parameter.name]
+        if isinstance(kind, type) and is_dataclass(kind):
+            groups[parameter.name] = kind
+            parameters += _options(kind)
+        else:
+            parameters.append(parameter.replace(annotation=kind, kind=parameter.KEYWORD_ONLY))
+
+    def command(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{part.name: values.pop(part.name) for part in fields(kind)})
+        raise typer.Exit(guarded(lambda: function(**values)))
+
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command()(command)
+    return function
+
+
+def _options(kind: type) -> list[Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    options = []
+    for part in fields(kind):
+        default = Parameter.empty if part.default is MISSING else part.default
+        options.append(Parameter(part.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[part.name]))
+    return options
+
+
+def guarded(run: Callable[[], None]) -> int:
+    """Exit status of `run`; what a user can cause is one line on stderr."""
+    from hetero.errors import HeteroError
+
+    try:
+        run()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, `head` for one, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (HeteroError, OSError) as error:
+        from hetero.terminal import Screen
+
+        Screen().error(error)
+        return 1
+    return 0
+
+
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from hetero import __version__
+
+        print(f"hetero {__version__}")
+        raise typer.Exit
+
+
+@verb
+def chat(
+    model: Model = DEMO, system: System = None, think: Think = None, *, sampling: SamplingFlags, run: RunFlags
+) -> None:
+    """Talk to a model. Piped in, each line is a turn.
+
+    /help lists what can be typed besides.
+    """
+    from hetero.chat import Chat
+    from hetero.prompt import piped_turns, typed_turns
+    from hetero.terminal import Screen
+
+    screen, interactive = Screen(), sys.stdin.isatty()
+    choice = sampling.sampling()
+    engine, tokenizer, template = _load(model, run, screen)
+    with closing(engine):
+        session = Chat(engine, tokenizer, template, choice, screen, think)
+        session.conversation.system = system
+        if interactive:
+            screen.note(f"{engine.config.name}: /help lists the commands, Ctrl-D leaves")
+        session.run(typed_turns() if interactive else piped_turns(), interactive=interactive)
+
+
+@verb
+def generate(
+    model: Model = DEMO,
+    prompt: Annotated[str | None, Option("--prompt", "-p", help="The prompt; `-` or none reads stdin.")] = None,
+    raw: Annotated[bool, Option("--raw", help="Continue the text, without the chat template.")] = False,
+    system: System = None,
+    think: Think = None,
+    as_json: Json = False,
+    *,
+    sampling: SamplingFlags,
+    run: RunFlags,
+) -> None:
+    """Answer one prompt. The text goes to stdout, everything else to stderr."""
+    from hetero.generate import Answer, chat_prompt, check_room, text_prompt
+    from hetero.terminal import Screen
+
+    text, screen, choice = _prompt_text(prompt), Screen(), sampling.sampling()
+    engine, tokenizer, template = _load(model, run, screen)
+    with closing(engine):
+        if raw:
+            ready = text_prompt(tokenizer, text)
+        else:
+            messages = [{"role": "system", "content": system}] if system else []
+            ready = chat_prompt(tokenizer, template, [*messages, {"role": "user", "content": text}], think)
+        check_room(ready, engine.context, "shorten it, or raise --context")
+        answer = Answer(engine, tokenizer, ready, choice)
+        if as_json:
+            for _ in answer:
+                pass
+            print(json.dumps(answer.document(model), ensure_ascii=False, indent=1))
+        else:
+            screen.stream(answer)
+            screen.note(str(engine.telemetry))
+
+
+@verb
+def eval(model: File, as_json: Json = False, *, flags: EvalFlags, run: RunFlags) -> None:
+    """Measure perplexity on a text. With a reference, also how far the model is from it (KL divergence)."""
+    from hetero.evaluate import Evaluation, describe, run_evaluation
+    from hetero.terminal import Screen
+
+    names = vars(flags) | {"reference": _path(flags.reference) if flags.reference else None}
+    result = run_evaluation(Evaluation(model=_path(model), **names), run.config(), Screen())
+    print(json.dumps(result, indent=1) if as_json else describe(result))
+
+
+@verb
+def inspect(model: File, as_json: Json = False) -> None:
+    """Show what a file holds. Metadata, bytes and types by part of the model, bytes read per token."""
+    from hetero.inspect import describe, inspect_file
+
+    report = inspect_file(_path(model))
+    print(json.dumps(report, ensure_ascii=False, indent=1) if as_json else describe(report))
+
+
+def _path(model: str) -> str:
+    if model != DEMO:
+        return model
+    from hetero import demo
+
+    return str(demo.path())
+
+
+def _load(model: str, run: RunFlags, screen: "Screen") -> "tuple[Engine, Tokenizer, ChatTemplate]":
+    from hetero.template import ChatTemplate
+
+    from hetero import load
+    from hetero.terminal import LoadingBar
+
+    with LoadingBar(screen) as progress:
+        engine, tokenizer = load(_path(model), run.config(), progress)
+        return engine, tokenizer, ChatTemplate.from_gguf(engine.file, tokenizer)
+
+
+def _prompt_text(prompt: str | None) -> str:
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise typer.BadParameter("no prompt: give -p TEXT, or pipe one in", param_hint="--prompt")
+    return sys.stdin.read()
+
+
+def main() -> None:
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  (`<&-`)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # bad bytes in, or a terminal that is not UTF-8
+    app()
+
+
+if __name__ == "__main__":
+    main()

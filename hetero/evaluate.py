@@ -1,0 +1,151 @@
+"""`hetero eval`: a model measured on a text file, alone or beside a reference."""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+
+from hetero.config import RunConfig
+from hetero.engine import Engine
+from hetero.errors import RequestError
+from hetero.loading import load
+from hetero.moe import MoE
+from hetero.perplexity import Scorer, evaluate, windows
+from hetero.reference import LlamaCpp
+from hetero.terminal import LoadingBar, Screen, StepBar
+from hetero.tokenizer import Tokenizer
+
+WINDOW = 512
+LLAMA_CPP = "llama.cpp"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to measure. `reference`: another GGUF, "llama.cpp", or None; with `reference_kv` alone the same file."""
+
+    model: str
+    text: str
+    window: int | None = None  # tokens; None: 512, or the context if that is smaller
+    stride: int | None = None
+    reference: str | None = None
+    reference_kv: Literal["f32", "f16", "q8_0"] | None = None
+    expert_counts: str | None = None  # a file to write them to
+
+
+class ExpertCounter:
+    """Scores as the engine does, and counts how often each expert of each MoE layer was chosen."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._layers = [block.feed_forward for block in engine.model.blocks if isinstance(block.feed_forward, MoE)]
+        self.counts = np.zeros((len(self._layers), engine.config.experts), np.int64)
+        self.tokens = 0
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        engine, parts = self._engine, []
+        engine.forget()
+        for chunk in engine.chunks(engine.checked(ids)):
+            parts.append(engine.forward(chunk, range(len(chunk))))
+            for counts, layer in zip(self.counts, self._layers, strict=True):
+                counts += np.bincount(layer.chosen.ravel(), minlength=len(counts))
+        self.tokens += len(ids)
+        return np.concatenate(parts)
+
+
+def run_evaluation(what: Evaluation, run: RunConfig, screen: Screen) -> dict[str, Any]:
+    """The document that `hetero eval --json` prints."""
+    window = what.window or min(WINDOW, run.context or WINDOW)
+    run = replace(run, context=run.context or window)
+    if window > (run.context or 0):
+        raise RequestError(f"--window {window}", f"the context holds {run.context}", "raise --context")
+    text = _read_text(what.text)
+    if what.expert_counts:
+        open(what.expert_counts, "a").close()  # better refused now than after an hour
+    with ExitStack() as stack:
+        engine, tokenizer = _load(what.model, run, screen, stack)
+        ids = tokenizer.encode(text, bos=tokenizer.add_bos)
+        cuts = windows(ids, window, what.stride, tokenizer.bos_id if tokenizer.add_bos else None)
+        reference = _reference(what, run, screen, stack, tokenizer)
+        counter = ExpertCounter(engine) if what.expert_counts else None
+        started = perf_counter()
+        with StepBar(screen, "perplexity") as bar:
+            result = evaluate(cuts, counter or engine, reference, bar)
+        seconds = perf_counter() - started
+        if counter is not None and what.expert_counts:
+            write_expert_counts(what.expert_counts, counter, engine)
+    sizes = {"tokens": len(ids), "windows": len(cuts), "window": len(cuts[0].ids), "stride": what.stride}
+    if "reference" in result:
+        result["reference"] |= {"model": what.reference or what.model, "kv": what.reference_kv or run.kv}
+    speed = {"seconds": seconds, "tokens_per_second": sum(len(cut.ids) for cut in cuts) / seconds}
+    names = {"model": what.model, "text": what.text, "kv": run.kv}
+    return names | sizes | result | speed | {"approximations": [], "run": asdict(run)}
+
+
+def write_expert_counts(path: str, counter: ExpertCounter, engine: Engine) -> None:
+    """`counts[i][e]`: how often expert e of block `first_layer` + i was chosen for one of `tokens` tokens."""
+    document = {
+        "model": engine.config.name,
+        "tokens": counter.tokens,
+        "first_layer": engine.config.dense_layers,
+        "counts": counter.counts.tolist(),
+    }
+    Path(path).write_text(json.dumps(document) + "\n")
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The text form of `run_evaluation`'s document."""
+    lines = [
+        f"perplexity {_perplexity(result)} over {result['scored_tokens']:,} of {result['tokens']:,} tokens"
+        f" ({result['windows']:,} windows of {result['window']:,}, kv {result['kv']},"
+        f" {result['tokens_per_second']:.1f} tok/s)"
+    ]
+    if reference := result.get("reference"):
+        lines += [
+            f"reference  {_perplexity(reference)}: {reference['model']}, kv {reference['kv']}",
+            f"KL divergence from it: mean {reference['kl_mean']:.3g}, median {reference['kl_median']:.3g},"
+            f" 99 % {reference['kl_99']:.3g}, max {reference['kl_max']:.3g}",
+            f"same most likely token: {reference['top1_agreement']:.2%}",
+        ]
+    return "\n".join(lines)
+
+
+def _perplexity(result: dict[str, Any]) -> str:
+    return f"{result['perplexity']:.4f} ± {result['perplexity_error']:.4f}"
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 (byte {error.start})", remedy="convert it with iconv") from error
+
+
+def _load(model: str, run: RunConfig, screen: Screen, stack: ExitStack) -> tuple[Engine, Tokenizer]:
+    with LoadingBar(screen) as progress:
+        engine, tokenizer = load(model, run, progress)
+    stack.enter_context(closing(engine))
+    return engine, tokenizer
+
+
+def _reference(
+    what: Evaluation, run: RunConfig, screen: Screen, stack: ExitStack, tokenizer: Tokenizer
+) -> Scorer | None:
+    kv = what.reference_kv or run.kv
+    if what.reference == LLAMA_CPP:
+        judge = LlamaCpp(what.model, context=run.context or WINDOW, kv=kv, threads=run.threads)
+        return stack.enter_context(closing(judge))
+    if what.reference is None and what.reference_kv is None:
+        return None
+    engine, other = _load(what.reference or what.model, replace(run, kv=kv), screen, stack)
+    if not _same_vocabulary(tokenizer, other):
+        raise RequestError(f"{what.reference} has another vocabulary", "", "compare models with the same tokenizer")
+    return engine
+
+
+def _same_vocabulary(a: Tokenizer, b: Tokenizer) -> bool:
+    return a.vocab_size == b.vocab_size and all(a.token_text(id) == b.token_text(id) for id in range(a.vocab_size))
