@@ -65,16 +65,30 @@ def store_i64(typing, address, value):
     return types.void(types.int64, types.int64), codegen
 
 
-@intrinsic
-def call_job(typing, function, arguments, thread, threads):
-    """Call the native function at an address with the signature `jit.JOB`."""
+def _caller(parameters: int):
+    """A call of the native function at an address with so many int64 parameters."""
 
     def codegen(context, builder, signature, values):
-        job = ir.FunctionType(ir.VoidType(), [_I64] * 3)
-        builder.call(builder.inttoptr(values[0], job.as_pointer()), values[1:])
+        target = ir.FunctionType(ir.VoidType(), [_I64] * parameters)
+        builder.call(builder.inttoptr(values[0], target.as_pointer()), values[1:])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64, types.int64), codegen
+    return types.void(*[types.int64] * (parameters + 1)), codegen
+
+
+@intrinsic
+def call_job(typing, function, arguments, thread, threads):
+    return _caller(3)
+
+
+@intrinsic
+def call_unpack(typing, function, row, columns, panel):
+    return _caller(3)
+
+
+@intrinsic
+def call_dot(typing, function, weights, stride, rows, columns, x, y):
+    return _caller(6)
 
 
 @intrinsic

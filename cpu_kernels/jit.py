@@ -52,3 +52,24 @@ def fast_kernel(function):
 def job(function):
     """A function with C linkage and the signature `JOB`; `.address` is what the pool calls."""
     return cfunc(JOB, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)
+
+
+def device(function):
+    """A small function inlined into the kernels that use it; not cached by itself."""
+    return njit(nogil=True, error_model="numpy", boundscheck=False, forceinline=True)(function)
+
+
+# The two kernels of every weight format, called by address so that drivers need not know the format:
+# dot(weights, row stride, rows, columns, activation column, float32 results) and unpack(row, columns, panel row).
+_DOT = types.void(*[types.int64] * 6)
+_UNPACK = types.void(*[types.int64] * 3)
+
+
+def dot_kernel(function):
+    """Several rows times one column."""
+    return cfunc(_DOT, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)
+
+
+def unpack_kernel(function):
+    """One row to the form that the tile kernel reads (panel.py)."""
+    return cfunc(_UNPACK, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)
