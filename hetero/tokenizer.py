@@ -98,18 +98,25 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
         """`special`: the text of a CONTROL token becomes that token; otherwise it is encoded like any other text."""
         ids = [self.bos_id] if bos and self.bos_id is not None else []
-        pattern = self._any_special if special else self._always_special
-        text = well_formed(text)
+        return ids + self._encode_around(self._any_special if special else self._always_special, well_formed(text), "")
+
+    def encode_marked(self, text: str, mark: str) -> list[int]:
+        """As with `special`, except that special-token text with `mark` inside is plain text; marks vanish."""
+        return self._encode_around(self._any_special, text, mark)
+
+    def _encode_around(self, pattern: re.Pattern[str] | None, text: str, mark: str) -> list[int]:
+        ids: list[int] = []
         start = 0
         for match in pattern.finditer(text) if pattern else ():
-            ids += self._encode_plain(text[start : match.start()])
+            ids += self._encode_plain(text[start : match.start()].replace(mark, ""))
             ids.append(self._special_ids[match[0]])
             start = match.end()
-        return ids + self._encode_plain(text[start:])
+        return ids + self._encode_plain(text[start:].replace(mark, ""))
 
     def _encode_plain(self, text: str) -> list[int]:
         if not text:
             return []
+        text = well_formed(text)
         if self._missing_bytes and (missing := self._missing_bytes.intersection(text.encode())):
             raise RequestError(
                 f"the text contains the byte 0x{min(missing):02X}",
@@ -132,6 +139,10 @@ class Tokenizer:
     def is_special(self, id: int) -> bool:
         """Markup rather than text: not shown to a reader."""
         return self._types[self._checked(id)] in (CONTROL, UNKNOWN, UNUSED) or id in self.stop_ids or id == self.bos_id
+
+    def special_texts(self, kind: int) -> list[str]:
+        """The spelling of every token of the kind CONTROL or USER_DEFINED."""
+        return [text for text, id in self._special_ids.items() if self._types[id] == kind]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         pieces = (self.token_bytes(id) for id in ids if not (skip_special and self.is_special(id)))

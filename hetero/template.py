@@ -1,0 +1,198 @@
+"""The chat template of a model: messages to text, and to the token ids that only the template may make special."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hetero.errors import TemplateError
+from hetero.tokenizer import CONTROL, USER_DEFINED, HasMetadata, Tokenizer, well_formed
+
+SECONDS = 10.0  # a known model's template takes a millisecond
+
+# DeepSeek's V3 and R1 format, for files that carry no template. Thoughts of earlier turns are left out, as in theirs.
+DEEPSEEK = """
+{{- bos_token -}}
+{%- for message in messages if message.role == 'system' -%}
+  {{- ('' if loop.first else '\n\n') + message.content -}}
+{%- endfor -%}
+{%- for message in messages -%}
+  {%- if message.role == 'user' -%}
+    {{- '<｜User｜>' + message.content -}}
+  {%- elif message.role == 'assistant' -%}
+    {{- '<｜Assistant｜>' + message.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>' -}}
+  {%- elif message.role != 'system' -%}
+    {{- raise_exception('no format is known for the role ' + message.role) -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<｜Assistant｜>' + ('<think>\n' if thinking else '') -}}
+{%- endif -%}
+"""
+
+# Stands inside special-token text that a message contains, so that it is no longer found as a token. A lone surrogate
+# never occurs in well-formed text.
+MARK = "\udc00"
+
+
+class ChatTemplate:
+    def __init__(self, source: str | None, tokenizer: Tokenizer, *, seconds: float = SECONDS):
+        self.source = source or DEEPSEEK
+        self._tokenizer = tokenizer
+        self._worker = Worker(seconds)
+        named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+        self._special = {name: tokenizer.token_text(id) for name, id in named.items() if id is not None}
+        control = tokenizer.special_texts(CONTROL)
+        tags = [text for text in tokenizer.special_texts(USER_DEFINED) if text[0] == "<" and text[-1] == ">"]
+        self._guard_model, self._guard = Guard(control), Guard(control + tags)
+
+    @classmethod
+    def from_gguf(cls, file: HasMetadata, tokenizer: Tokenizer) -> "ChatTemplate":
+        source = file.metadata.get("tokenizer.chat_template")
+        return cls(source if isinstance(source, str) else None, tokenizer)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        thinking: bool | None = None,
+        **extra: Any,
+    ) -> str:
+        """The prompt as text, for a reader. For the model use `encode`: this text does not tell whose markup it is."""
+        return self._render(messages, add_generation_prompt, thinking, extra).replace(MARK, "")
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        thinking: bool | None = None,
+        **extra: Any,
+    ) -> list[int]:
+        """The prompt as token ids. Special tokens come from the template alone: a message that spells one out is
+        encoded as plain text. (`<think>` within an assistant's message stays a token: the model wrote it.)"""
+        text = self._render(messages, add_generation_prompt, thinking, extra)
+        ids = self._tokenizer.encode_marked(text, MARK)
+        bos = self._tokenizer.bos_id
+        return [bos, *ids] if self._tokenizer.add_bos and bos is not None and ids[:1] != [bos] else ids
+
+    def opens_thinking(self, rendered: str) -> bool:
+        """Whether the answer to this prompt begins inside a `<think>` that the template opened."""
+        return rendered.rstrip().endswith("<think>")
+
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], prompt: bool, thinking: bool | None, extra: dict[str, Any]
+    ) -> str:
+        guarded = [(self._guard_model if m.get("role") == "assistant" else self._guard).apply(m) for m in messages]
+        variables = {**self._special, "messages": guarded, "add_generation_prompt": prompt}
+        if thinking is not None:
+            variables |= {"thinking": thinking, "enable_thinking": thinking}
+        variables |= self._guard.apply(extra)
+        return self._worker.render(self.source, variables)
+
+
+class Guard:
+    """Marks special-token text within values that come from outside the template."""
+
+    def __init__(self, tokens: Sequence[str]):
+        alternatives = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+        # A lookahead, so that a token that begins inside another one is marked as well.
+        self._first_character = re.compile(f"(?=(?:{alternatives}))(.)", re.DOTALL) if tokens else None
+        self._prefixes = {token[:n] for token in tokens for n in range(1, len(token))}
+        self._longest = max(map(len, self._prefixes), default=0)
+
+    def apply(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._mark(well_formed(value))
+        if isinstance(value, Mapping):
+            return {self.apply(key): self.apply(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.apply(item) for item in value]
+        return value
+
+    def _mark(self, text: str) -> str:
+        if self._first_character:
+            text = self._first_character.sub(rf"\1{MARK}", text)
+        # The start of a token at the end of one text, which the next text might complete.
+        tail = next((n for n in range(min(self._longest, len(text)), 0, -1) if text[-n:] in self._prefixes), 0)
+        for n in range(tail, 0, -1):
+            if text[-n:] in self._prefixes:
+                text = text[: len(text) - n + 1] + MARK + text[len(text) - n + 1 :]
+        return text
+
+
+class Worker:
+    """The process that renders (template_worker.py): started at the first use, killed when a template runs too long."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def render(self, source: str, variables: dict[str, Any]) -> str:
+        try:
+            request = json.dumps({"source": source, "variables": variables}).encode() + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TemplateError(f"the messages cannot be written as JSON: {error}") from None
+        with self._lock:
+            reply = self._exchange(request)
+        if "error" in reply:
+            raise TemplateError(
+                f"the chat template failed: {reply['error']}",
+                remedy="check the messages and the order of their roles, or use a file with another chat template",
+            )
+        return reply["text"]
+
+    def _exchange(self, request: bytes) -> dict[str, str]:
+        process = self._process or self._start()
+        self._process = None  # whatever interrupts this exchange, a late reply is never taken for the next one's
+        timer = threading.Timer(self._seconds, process.kill)
+        timer.start()
+        try:
+            line = ask(process, request)
+        finally:
+            timer.cancel()
+        if line.endswith(b"\n"):
+            self._process = process
+            return json.loads(line)
+        limit = f"it did not end within {self._seconds:g} seconds"
+        return {"error": limit if process.wait() == -signal.SIGKILL else "it crashed its process"}
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("template_worker.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            start_new_session=True,  # Ctrl-C is for the program, not for its worker
+        )
+        weakref.finalize(self, stop, process)
+        return process
+
+
+def ask(process: subprocess.Popen[bytes], request: bytes) -> bytes:
+    """One line for one line; what there is of it when the process dies first."""
+    assert process.stdin and process.stdout, "both are pipes"
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(request)
+        process.stdin.flush()
+    return process.stdout.readline()
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
