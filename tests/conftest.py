@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,3 +57,10 @@ def llama_cpp() -> Logits:
             return model.eval(ids)
 
     return logits
+
+
+def pytest_unconfigure() -> None:
+    """llama_cpp opens /dev/null twice at import and never closes it: noise at exit where warnings are errors."""
+    if llama_utils := sys.modules.get("llama_cpp._utils"):
+        llama_utils.outnull_file.close()
+        llama_utils.errnull_file.close()

@@ -1,6 +1,6 @@
 """Quantized weights: no more error per token than llama.cpp's own. Reference: transformers on the dequantized weights.
 
-Both engines round activations to 8 bits, so neither is exact; the median leaves out tokens whose near-tied experts flip.
+Both round activations to 8 bits, so neither is exact; the median leaves out tokens whose near-tied expert flips.
 """
 
 import pytest
