@@ -1,4 +1,4 @@
-"""Which tensors a `deepseek2` file must hold, and the check that it does: name, shape and type, before anything is bound.
+"""Which tensors a `deepseek2` file must hold, and the check that it does, before anything is bound.
 
 V vocabulary, D hidden size, H heads, N + R key dimensions of a head without and with rope, L latent (kv_lora_rank),
 Q q_lora_rank, E experts, F their width
