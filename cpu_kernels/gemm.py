@@ -22,7 +22,8 @@ DOT_ROWS, DOT_COLUMNS = (4 if WIDE else 3), 4  # register tile of C = A · B^T
 PANEL = 24 << 10  # bytes of A that stay in the first-level cache while B streams past
 
 
-def row_stride(columns: int) -> int:
+@kernel
+def row_stride(columns):
     """Floats from row to row: whole vectors, and an odd number of cache lines, so that columns spread over all sets."""
     return (-(-columns // 16) | 1) * 16
 
@@ -106,9 +107,7 @@ def _strip_tile(rows: int, vectors: int):
             a_rows = [_at(builder, a, builder.mul(a_stride, _I64(i))) for i in range(rows)]
             c_rows = [_at(builder, c, builder.mul(c_stride, _I64(i))) for i in range(rows)]
             places = [[_at(builder, row, _I64(LANES * j)) for j in range(vectors)] for row in c_rows]
-            sums = [
-                [cgutils.alloca_once_value(builder, _load(builder, at, _VECTOR)) for at in row] for row in places
-            ]
+            sums = [[cgutils.alloca_once_value(builder, _load(builder, at, _VECTOR)) for at in row] for row in places]
             with cgutils.for_range(builder, depth) as loop:
                 b_row = _at(builder, b, builder.mul(b_stride, loop.index))
                 right = [_load(builder, _at(builder, b_row, _I64(LANES * j)), _VECTOR) for j in range(vectors)]
@@ -165,8 +164,15 @@ def multiply_transposed(a, a_stride, b, b_stride, c, c_stride, rows, columns, de
             _dot_columns(at, a_stride, b + 4 * j * b_stride, b_stride, to + 4 * j, c_stride, count, depth)
         for j in range(whole, columns):
             for r in range(count):
-                _dot_one(at + 4 * r * a_stride, a_stride, b + 4 * j * b_stride, b_stride, depth,
-                         to + 4 * (r * c_stride + j), c_stride)
+                _dot_one(
+                    at + 4 * r * a_stride,
+                    a_stride,
+                    b + 4 * j * b_stride,
+                    b_stride,
+                    depth,
+                    to + 4 * (r * c_stride + j),
+                    c_stride,
+                )
 
 
 @kernel
