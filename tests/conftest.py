@@ -49,7 +49,7 @@ def reference() -> Logits:
 @pytest.fixture(scope="session")
 def llama_cpp() -> Logits:
     """llama_cpp(path, ids, kv="f32") -> float32 logits [T, vocab] at exact settings"""
-    from tests.oracles import LlamaCpp
+    from tests.llama_engine import LlamaCpp
 
     @functools.cache
     def logits(path: Path, ids: tuple[int, ...], kv: str = "f32") -> np.ndarray:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests.deviation import worst
-from tests.oracles import LlamaCpp, Transformers, transformers_v3
+from tests.llama_engine import LlamaCpp
+from tests.oracles import Transformers, transformers_v3
 from tests.prompts import prompt
 
 IDS = prompt(96)
