@@ -1,7 +1,8 @@
 """Ask a GGUF the held-out questions through llama.cpp: `python evaluate.py demo.gguf --questions questions.json`.
 
 Greedy; an answer counts when it is exactly the expected one and ends by itself. `--text FILE` adds the perplexity of
-held-out prose, `--checkpoint FILE` the largest difference to the logits of the torch model.
+held-out prose. `--checkpoint FILE` compares with the torch model: the largest difference of the logits, and how often
+the draft layer guesses the model's next token but one.
 """
 
 from __future__ import annotations
@@ -102,6 +103,25 @@ def logits_difference(oracle: Oracle, checkpoint: Path, prompts: list[str]) -> f
     return worst
 
 
+def draft_acceptance(oracle: Oracle, checkpoint: Path, questions: list[dict]) -> float:
+    """Share of the answers' tokens, from the second on, that the draft layer would have guessed."""
+    import torch
+    from export import checkpoint as load
+
+    model, right, count = load(checkpoint), 0, 0
+    for q in questions:
+        prompt = oracle.prompt(q["prompt"], thinking=False)
+        ids = torch.tensor([[*prompt, *oracle.encode(q["expected"]), oracle.eos]])
+        with torch.no_grad():
+            hidden = model.hidden(ids[:, :-1])
+            best = (hidden @ model.output.T)[0].argmax(-1)                           # token i + 1, seen from i
+            draft = (model.next_hidden(hidden, ids[:, 1:]) @ model.output.T)[0].argmax(-1)     # token i + 2, from i
+        first = len(prompt) - 1                             # from here on `best` is the answer
+        right += int((draft[first:-1] == best[first + 1:]).sum())
+        count += len(best) - first - 1
+    return right / count
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
@@ -122,6 +142,8 @@ def report(args: argparse.Namespace) -> None:
         print(f"logits: largest difference {logits_difference(oracle, args.checkpoint, texts):.2e}")
     if args.questions:
         questions = json.loads(args.questions.read_text())[::args.every]
+        if args.checkpoint:
+            print(f"draft layer: {draft_acceptance(oracle, args.checkpoint, questions[::7]):.0%} of tokens guessed")
         print(json.dumps(ask_all(oracle, questions, args.show), indent=1))
     if args.text:
         print(json.dumps(perplexity(oracle, args.text.read_text())))
