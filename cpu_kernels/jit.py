@@ -50,7 +50,10 @@ def fast_kernel(function):
 
 
 def job(function):
-    """A function with C linkage and the signature `JOB`; `.address` is what the pool calls."""
+    """A function with C linkage and the signature `JOB`; `.address` is what the pool calls.
+
+    Hand the address to a kernel as an argument: as a global it would be frozen into the kernel's cached machine code.
+    """
     return cfunc(JOB, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)
 
 

@@ -12,6 +12,9 @@ SUPPORTED = frozenset(
     "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()
 )
 
+# Offsets into a Matrix's descriptor, which compiled drivers read.
+WEIGHTS, MATRIX_STRIDE, ROW_STRIDE, ROWS, COLUMNS, DOT, UNPACK, FLAGS, COUNT = range(0, 72, 8)
+
 
 @lru_cache(maxsize=None)
 def load_format(type: str) -> ModuleType:
@@ -46,7 +49,6 @@ class Matrix:
         self.data, self.type, self.columns = data, type, columns
         self.count, self.rows = stack.shape[:2]
         self.flags = FLOAT * form.FLOAT | MINIMUM * form.MINIMUM
-        # What compiled drivers read: order as in linear.py.
         self.descriptor = np.array(
             [
                 address(stack),

@@ -4,8 +4,10 @@ A product is a row of int64 fields (below); its columns are lists of addresses, 
 is computed by one thread, so nothing depends on the number of threads.
 """
 
+import numpy as np
 from numba.extending import register_jitable
 
+from . import matrix as descriptor
 from .activation import quantize_blocks
 from .atomic import call_dot, call_unpack, fetch_add, load_i64, store_i64
 from .jit import device, job
@@ -15,6 +17,7 @@ from .pool import CHUNK, THREADS, dispatch
 # Fields of a product.
 WEIGHTS, STRIDE, ROWS, COLUMNS, DOT, UNPACK, FLAGS, TOKENS, X_LIST, Y_LIST, UNIT_ROWS, UNITS = range(0, 96, 8)
 PRODUCT_BYTES = 96
+ARGUMENT_BYTES = 128  # room for the int64 arguments of any job here
 
 # A few columns are cheaper one by one: the weights of a unit stay in the cache.
 DOT_TOKENS = 2
@@ -99,7 +102,9 @@ def _quantize_job(arguments, thread, threads):
         at += last - first
 
 
-MULTIPLY, QUANTIZE = _multiply_job.address, _quantize_job.address
+# Jobs reach compiled code through this table: an address inside a kernel would be frozen into its cached machine code.
+JOBS = np.array([_multiply_job.address, _quantize_job.address, 0, 0], np.int64)
+MULTIPLY, QUANTIZE, SILU, SUM = range(0, 32, 8)
 
 
 def panel_bytes(columns: int) -> int:
@@ -116,20 +121,21 @@ def column_space(columns: int) -> int:
 @device
 def describe(product, matrix, index, tokens, x_list, y_list):
     """Write the product of matrix `index` of a Matrix (`matrix`: its descriptor's address) with a list of columns."""
-    store_i64(product + WEIGHTS, load_i64(matrix) + index * load_i64(matrix + 8))
-    store_i64(product + STRIDE, load_i64(matrix + 16))
-    store_i64(product + ROWS, load_i64(matrix + 24))
-    store_i64(product + COLUMNS, load_i64(matrix + 32))
-    store_i64(product + DOT, load_i64(matrix + 40))
-    store_i64(product + UNPACK, load_i64(matrix + 48))
-    store_i64(product + FLAGS, load_i64(matrix + 56))
+    stack = load_i64(matrix + descriptor.WEIGHTS)
+    store_i64(product + WEIGHTS, stack + index * load_i64(matrix + descriptor.MATRIX_STRIDE))
+    store_i64(product + STRIDE, load_i64(matrix + descriptor.ROW_STRIDE))
+    store_i64(product + ROWS, load_i64(matrix + descriptor.ROWS))
+    store_i64(product + COLUMNS, load_i64(matrix + descriptor.COLUMNS))
+    store_i64(product + DOT, load_i64(matrix + descriptor.DOT))
+    store_i64(product + UNPACK, load_i64(matrix + descriptor.UNPACK))
+    store_i64(product + FLAGS, load_i64(matrix + descriptor.FLAGS))
     store_i64(product + TOKENS, tokens)
     store_i64(product + X_LIST, x_list)
     store_i64(product + Y_LIST, y_list)
 
 
 @device
-def run_products(control, arguments, products, count, panels):
+def run_products(control, jobs, arguments, products, count, panels):
     """Dispatch the products; `arguments`: 5 int64 of working memory."""
     units, panel = plan(products, count, load_i64(control + THREADS))
     store_i64(arguments, control + CHUNK)
@@ -137,11 +143,11 @@ def run_products(control, arguments, products, count, panels):
     store_i64(arguments + 16, products)
     store_i64(arguments + 24, panels)
     store_i64(arguments + 32, (panel + 63) & -64)
-    dispatch(control, MULTIPLY, arguments)
+    dispatch(control, load_i64(jobs + MULTIPLY), arguments)
 
 
 @device
-def run_quantize(control, arguments, rows, columns, sources, targets):
+def run_quantize(control, jobs, arguments, rows, columns, sources, targets):
     """Quantize f32 rows into activation columns; on the caller alone when that is quicker than waking the others."""
     if rows * columns <= SERIAL_VALUES:
         for row in range(rows):
@@ -151,4 +157,4 @@ def run_quantize(control, arguments, rows, columns, sources, targets):
     store_i64(arguments + 8, columns)
     store_i64(arguments + 16, sources)
     store_i64(arguments + 24, targets)
-    dispatch(control, QUANTIZE, arguments)
+    dispatch(control, load_i64(jobs + QUANTIZE), arguments)

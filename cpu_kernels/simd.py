@@ -10,10 +10,13 @@ import os
 from collections.abc import Sequence
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
+
+from .jit import device
 
 _I32 = ir.IntType(32)
 _ELEMENTS = {
@@ -160,6 +163,7 @@ load_u8 = _scalar_loader(types.int64, ir.IntType(8), lambda b, v: b.zext(v, ir.I
 load_i8 = _scalar_loader(types.int64, ir.IntType(8), lambda b, v: b.sext(v, ir.IntType(64)))
 load_u16 = _scalar_loader(types.int64, ir.IntType(16), lambda b, v: b.zext(v, ir.IntType(64)))
 load_u32 = _scalar_loader(types.int64, ir.IntType(32), lambda b, v: b.zext(v, ir.IntType(64)))
+load_i32 = _scalar_loader(types.int64, _I32, lambda b, v: b.sext(v, ir.IntType(64)))
 load_f32 = _scalar_loader(types.float32, ir.FloatType())
 load_f16 = _scalar_loader(types.float32, ir.HalfType(), lambda b, v: b.fpext(v, ir.FloatType()))
 
@@ -349,6 +353,25 @@ def maximum(typing, x, y):
     return x(x, x), codegen
 
 
+@intrinsic
+def fdiv(typing, x, y):
+    return F32x8(F32x8, F32x8), lambda context, builder, signature, a: builder.fdiv(a[0], a[1])
+
+
+def _select(comparison):
+    def emit(builder, x, y):
+        return builder.select(builder.fcmp_ordered(comparison, x, y), x, y)
+
+    @intrinsic
+    def function(typing, x, y):
+        return F32x8(F32x8, F32x8), lambda context, builder, signature, a: emit(builder, a[0], a[1])
+
+    return function
+
+
+fmin, fmax = _select("<"), _select(">")  # y where either is NaN
+
+
 def _reduction(vector, name, *start):
     result = _SCALARS[vector.element]
     return _unary(vector, result, lambda builder, a: _call(builder, name, vector.llvm.element, *start, a))
@@ -452,3 +475,22 @@ def lookup(typing, table, index):
         return result
 
     return I8x32(I8x32, I8x32), codegen
+
+
+# ---- functions of f32x8 ---------------------------------------------------------------------------------------------
+
+_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+
+
+@device
+def exp(x):
+    """e^x within 2 ulp for x in -87..88, clamped to that range; Cephes' reduction and polynomial."""
+    x = fmin(fmax(x, splat_f32x8(np.float32(-87.0))), splat_f32x8(np.float32(88.0)))
+    power = round_even(x * np.float32(1.44269504088896341))
+    x = fma(power, np.float32(-0.693359375), x)
+    x = fma(power, np.float32(2.12194440e-4), x)
+    series = splat_f32x8(np.float32(_EXP[0]))
+    for i in range(1, 6):
+        series = fma(series, x, splat_f32x8(np.float32(_EXP[i])))
+    series = fma(series, x * x, x) + np.float32(1.0)
+    return series * f32_bits((i32_from_f32(power) + 127) << 23)
