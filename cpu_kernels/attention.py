@@ -1,13 +1,12 @@
 """What absorbed and expanded attention share: cache pages as float32 tiles, and the softmax over a stream of tiles.
 
-Scores carry a factor log2(e) from the query's scale on, so that probabilities are powers of two. Per query row the stream
-keeps (highest score, sum of 2^(score - highest)) beside the weighted sum; both grow tile by tile, nothing overflows.
+Scores carry a factor log2(e) from the query's scale on, so that probabilities are powers of two. Per query row the
+stream keeps (highest score, sum of 2^(score - highest)) beside the weighted sum: nothing overflows.
 """
 
 import math
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
@@ -83,7 +82,7 @@ def exp2(x):
 
 @fast_kernel
 def softmax_tile(scores, visible, keys, state, out, width):
-    """One row's scores[keys] become probabilities, 0 from `visible` on; state and out[width] move to the new highest."""
+    """A row's scores[keys] become probabilities, 0 from `visible` on; state and out[width] move to the new highest."""
     row, peak = carray(f32_at(scores), (keys,)), carray(f32_at(state), (2,))
     highest = peak[0]
     for j in range(visible):
@@ -138,9 +137,8 @@ def check_context(block_table: np.ndarray, sequence: np.ndarray, positions: np.n
     if not block_table.dtype == sequence.dtype == positions.dtype == np.int32:
         raise ValueError(f"{verb}: block table, sequence and positions must be int32")
     if block_table.ndim != 2 or positions.ndim != 1 or sequence.shape != positions.shape:
-        raise ValueError(
-            f"{verb}: block table {block_table.shape}, sequence {sequence.shape}, positions {positions.shape}"
-        )
+        found = f"block table {block_table.shape}, sequence {sequence.shape}, positions {positions.shape}"
+        raise ValueError(f"{verb}: {found}; [S, P], [T] and [T] expected")
     if not (block_table.flags.c_contiguous and sequence.flags.c_contiguous and positions.flags.c_contiguous):
         raise ValueError(f"{verb}: block table, sequence and positions must be contiguous")
     if not _pages_exist(block_table, sequence, positions, pages):

@@ -1,9 +1,9 @@
 """Absorbed multi-head latent attention: queries multiplied by W_uk attend the cached latents themselves.
 
 T tokens, H heads, C latent (512) and R rope values. Row t * H + h is head h of token t: 2C + R multiply-adds per cached
-token and row, and one conversion of the page for up to 32 rows. Work is cut into (block of rows, split of the keys); the
-splits of a row are merged afterwards. Splits depend on the longest context of the call only, so the number of threads
-changes nothing in the result.
+token and row, and one conversion of the page for up to 32 rows. Work is cut into (block of rows, split of the keys),
+and the splits of a row are merged afterwards. Splits depend on the longest context of the call only, so the number of
+threads changes nothing in the result.
 """
 
 import numpy as np
@@ -133,7 +133,7 @@ def _plan(sequence, positions, heads, first, end, blocks):
 
 
 @kernel
-def _run(control, attend, merge, a, q, positions, sequence, table, layer, out, group):
+def _run(control, jobs, a, q, positions, sequence, table, layer, out, group):
     """Groups of tokens one after another, so that the memory for partial results stays bounded."""
     tokens, heads = q.shape[0], q.shape[1]
     blocks = np.empty((group * heads // ROW_BLOCK + group, 4), np.int64)
@@ -144,8 +144,8 @@ def _run(control, attend, merge, a, q, positions, sequence, table, layer, out, g
         end = min(first + group, tokens)
         a[FIRST_ROW], a[ROWS] = first * heads, (end - first) * heads
         a[BLOCK_COUNT] = _plan(sequence, positions, heads, first, end, blocks)
-        dispatch(control, attend, a.ctypes.data)
-        dispatch(control, merge, a.ctypes.data)
+        dispatch(control, jobs[0], a.ctypes.data)
+        dispatch(control, jobs[1], a.ctypes.data)
 
 
 def mla_absorbed(
@@ -167,38 +167,22 @@ def mla_absorbed(
     tokens, heads, width = q.shape
     if len(positions) != tokens or not 0 < latent <= width:
         raise ValueError(f"mla_absorbed: q {q.shape}, {len(positions)} positions and {latent} latent values do not fit")
-    keys = int(positions.max()) + 1 if tokens else 0
+    out = np.empty((tokens, heads, latent), np.float32)
+    if not tokens:
+        return out
+    keys = int(positions.max()) + 1
     split_keys = PAGE * max(SPLIT_PAGES, -(-keys // (PAGE * MOST_SPLITS)))
     splits = -(-keys // split_keys)
-    columns = int(whole_vectors(latent))
-    token_bytes = 4 * splits * heads * (columns + 2)
-    group = max(1, min(tokens, PARTIAL_BYTES // max(token_bytes, 1)))
+    sum_bytes, state_bytes = 4 * splits * heads * whole_vectors(latent), 8 * splits * heads  # of one token
+    group = max(1, min(tokens, PARTIAL_BYTES // (sum_bytes + state_bytes)))
     thread_bytes = 4 * (ROW_BLOCK * (row_stride(width) + SCORE_STRIDE) + PAGE * row_stride(width))
-    scratch = pool.scratch(pool.threads * thread_bytes + group * token_bytes)
-    partial = scratch + pool.threads * thread_bytes
+    scratch = pool.scratch(group * (sum_bytes + state_bytes) + pool.threads * thread_bytes)
     a = np.zeros(OUT + 1, np.int64)
     a[HEADS : SCALE + 1] = heads, width, latent, np.float64(scale * LOG2_E).view(np.int64)
     a[KIND], a[ROW_BYTES], a[TABLE_PAGES] = KINDS[layer.dtype], layer.strides[1], block_table.shape[1]
-    a[SPLITS], a[SPLIT_KEYS], a[PARTIAL], a[STATE] = (
-        splits,
-        split_keys,
-        partial,
-        partial + group * token_bytes // (columns + 2) * columns,
-    )
-    a[SCRATCH], a[SCRATCH_BYTES] = scratch, thread_bytes
-    out = np.empty((tokens, heads, latent), np.float32)
-    bytes_of_layer = layer.view(np.uint8)
-    _run(
-        pool.control,
-        _attend_job.address,
-        _merge_job.address,
-        a,
-        q,
-        positions,
-        sequence,
-        block_table,
-        bytes_of_layer,
-        out,
-        group,
-    )
+    a[SPLITS], a[SPLIT_KEYS], a[SCRATCH_BYTES] = splits, split_keys, thread_bytes
+    a[SCRATCH], a[PARTIAL] = scratch, scratch + pool.threads * thread_bytes
+    a[STATE] = a[PARTIAL] + group * sum_bytes
+    jobs = _attend_job.address, _merge_job.address
+    _run(pool.control, jobs, a, q, positions, sequence, block_table, layer.view(np.uint8), out, group)
     return out

@@ -1,4 +1,4 @@
-"""The kernels' slow twins in float64 numpy, with the same meaning and arguments: what every backend is compared with."""
+"""The kernels' slow twins in float64 numpy, with the same arguments: what every backend is compared with."""
 
 import gguf
 import numpy as np

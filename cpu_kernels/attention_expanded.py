@@ -1,0 +1,200 @@
+"""Expanded multi-head latent attention: keys and values of every head recomputed from the latents, for many tokens.
+
+T tokens of one sequence, H heads, L cached tokens, C latent, R rope, N nope and V value dimensions. Multiply-adds:
+absorbed T L H (2C + R), expanded L H C (N + V) + T L H (N + R + V). With C = 512, R = 64, N = V = 128 (every DeepSeek)
+they are equal at T = C (N + V) / (2C - N - V) = 171 tokens whatever the depth.
+
+A unit of work is one head and up to QUERIES tokens; its keys come in tiles of KEYS, so that a thread's scratch memory
+(4.6 MB at those sizes) does not grow with L.
+"""
+
+import numpy as np
+from numba import carray
+
+from .atomic import fetch_add
+from .attention import (
+    KINDS,
+    LOG2_E,
+    check_context,
+    check_layer,
+    clear_rows,
+    f32_at,
+    i32_at,
+    i64_at,
+    load_page,
+    load_query,
+    softmax_tile,
+)
+from .cache import PAGE
+from .gemm import multiply_add, multiply_transposed, row_stride
+from .jit import fast_kernel, job, kernel
+from .pool import CHUNK, Pool, dispatch
+
+KEYS = 2 * PAGE
+SCORE_STRIDE = KEYS + 16
+QUERIES = 2048  # of one unit; more would recompute less and need more scratch memory
+QUERY_BLOCK = 64
+
+# The job's int64 arguments. SCALE holds the bits of a float64.
+(COUNTER, QUERY, POSITIONS, TOKENS, HEADS, KEY_WIDTH, NOPE, LATENT, VALUE, SCALE, K_UP, V_UP, UP_STRIDE, LAYER,
+ KIND, ROW_BYTES, PAGES, PARTS, PART_TOKENS, SCRATCH, SCRATCH_BYTES, OUT) = range(22)  # fmt: skip
+
+
+@kernel
+def _scratch_offsets(latent, rope, key_width, value, queries):
+    """Byte offsets of queries, sums, states, latents, keys, values, scores, and the end."""
+    query, sums, tile = row_stride(key_width), row_stride(value), row_stride(latent + rope)
+    sizes = (queries * query, queries * sums, 2 * queries, KEYS * tile, KEYS * query, KEYS * sums)
+    offsets = np.zeros(8, np.int64)
+    for i, size in enumerate(sizes):
+        offsets[i + 1] = offsets[i] + 4 * size
+    offsets[7] = offsets[6] + 4 * QUERY_BLOCK * SCORE_STRIDE
+    return offsets
+
+
+@fast_kernel
+def _copy_rope(latents, tile_stride, keys, key_stride, a, count):
+    """The rotated part of the keys, the same for all heads."""
+    nope, rope = a[NOPE], a[KEY_WIDTH] - a[NOPE]
+    for i in range(count):
+        source = carray(f32_at(latents + 4 * (i * tile_stride + a[LATENT])), (rope,))
+        target = carray(f32_at(keys + 4 * (i * key_stride + nope)), (rope,))
+        for j in range(rope):
+            target[j] = source[j]
+
+
+@kernel
+def _expand_keys(a, at, start, count, head):
+    """Latents start .. start + count - 1 from the cache, then this head's keys and values of them."""
+    rope = a[KEY_WIDTH] - a[NOPE]
+    tile, key, value = row_stride(a[LATENT] + rope), row_stride(a[KEY_WIDTH]), row_stride(a[VALUE])
+    pages = carray(i32_at(a[PAGES]), ((start + count + PAGE - 1) // PAGE,))
+    for first in range(0, count, PAGE):
+        page = pages[(start + first) // PAGE]
+        rows = min(PAGE, count - first)
+        to = at[3] + 4 * first * tile
+        load_page(a[LAYER], a[KIND], a[ROW_BYTES], page, rows, a[LATENT] + rope, to, tile)
+    k_up = a[K_UP] + 4 * head * a[NOPE] * a[UP_STRIDE]
+    v_up = a[V_UP] + 4 * head * a[VALUE] * a[UP_STRIDE]
+    multiply_transposed(at[3], tile, k_up, a[UP_STRIDE], at[4], key, count, a[NOPE], a[LATENT])
+    multiply_transposed(at[3], tile, v_up, a[UP_STRIDE], at[5], value, count, a[VALUE], a[LATENT])
+    _copy_rope(at[3], tile, at[4], key, a, count)
+
+
+@kernel
+def _attend_keys(a, at, positions, start, count, first):
+    """A block of queries from `first` on over the keys in scratch."""
+    key, value = row_stride(a[KEY_WIDTH]), row_stride(a[VALUE])
+    rows = min(QUERY_BLOCK, positions.size - first)
+    queries, sums, scores = at[0] + 4 * first * key, at[1] + 4 * first * value, at[6]
+    multiply_transposed(queries, key, at[4], key, scores, SCORE_STRIDE, rows, count, a[KEY_WIDTH])
+    for r in range(rows):
+        visible = min(count, max(0, positions[first + r] + 1 - start))
+        state = at[2] + 8 * (first + r)
+        softmax_tile(scores + 4 * r * SCORE_STRIDE, visible, count, state, sums + 4 * r * value, a[VALUE])
+    multiply_add(scores, SCORE_STRIDE, at[5], value, sums, value, rows, a[VALUE], count)
+
+
+@fast_kernel
+def _attend_head(a, at, head, token, tokens):
+    """`tokens` queries from `token` on of one head, over all keys that they see."""
+    key, value = row_stride(a[KEY_WIDTH]), row_stride(a[VALUE])
+    positions = carray(i32_at(a[POSITIONS] + 4 * token), (tokens,))
+    scale = np.float32(np.int64(a[SCALE]).view(np.float64))
+    for i in range(tokens):
+        row = (token + i) * a[HEADS] + head
+        load_query(a[QUERY] + 4 * row * a[KEY_WIDTH], a[KEY_WIDTH], scale, at[0] + 4 * i * key)
+    clear_rows(at[2], at[1], value, tokens)
+    end = positions[tokens - 1] + 1
+    for start in range(0, end, KEYS):
+        count = min(KEYS, end - start)
+        _expand_keys(a, at, start, count, head)
+        for first in range(0, tokens, QUERY_BLOCK):
+            if positions[min(first + QUERY_BLOCK, tokens) - 1] >= start:
+                _attend_keys(a, at, positions, start, count, first)
+    totals, sums = carray(f32_at(at[2]), (tokens, 2)), carray(f32_at(at[1]), (tokens, value))
+    for i in range(tokens):
+        row = (token + i) * a[HEADS] + head
+        out = carray(f32_at(a[OUT] + 4 * row * a[VALUE]), (a[VALUE],))
+        for j in range(out.size):
+            out[j] = sums[i, j] / totals[i, 1]
+
+
+@job
+def _expanded_job(arguments, thread, threads):
+    a = carray(i64_at(arguments), (OUT + 1,))
+    rope = a[KEY_WIDTH] - a[NOPE]
+    at = _scratch_offsets(a[LATENT], rope, a[KEY_WIDTH], a[VALUE], a[PART_TOKENS])
+    for i in range(at.size):
+        at[i] += a[SCRATCH] + thread * a[SCRATCH_BYTES]
+    keys = carray(f32_at(at[4]), (KEYS * row_stride(a[KEY_WIDTH]),))
+    for i in range(keys.size):
+        keys[i] = 0.0  # the columns past the last one stay 0: products run over whole vectors
+    unit = fetch_add(a[COUNTER], 1)
+    while unit < a[HEADS] * a[PARTS]:
+        # The last tokens see the most keys: longest units first.
+        token = (a[PARTS] - 1 - unit // a[HEADS]) * a[PART_TOKENS]
+        _attend_head(a, at, unit % a[HEADS], token, min(a[PART_TOKENS], a[TOKENS] - token))
+        unit = fetch_add(a[COUNTER], 1)
+
+
+@kernel
+def _run(control, expanded, a, q, positions, k_up, v_up, layer, pages, out):
+    a[COUNTER], a[QUERY], a[POSITIONS] = control + CHUNK, q.ctypes.data, positions.ctypes.data
+    a[K_UP], a[V_UP], a[LAYER] = k_up.ctypes.data, v_up.ctypes.data, layer.ctypes.data
+    a[PAGES], a[OUT] = pages.ctypes.data, out.ctypes.data
+    dispatch(control, expanded, a.ctypes.data)
+
+
+def _check_weights(q: np.ndarray, k_up: np.ndarray, v_up: np.ndarray) -> None:
+    for name, up in (("k_up", k_up), ("v_up", v_up)):
+        if up.ndim != 3 or up.dtype != np.float32 or not up.flags.c_contiguous:
+            raise ValueError(
+                f"mla_expanded: {name} must be a contiguous float32 [H, rows, C], got {up.dtype} {up.shape}"
+            )
+    heads, nope, latent = k_up.shape
+    if q.shape[1] != heads or q.shape[2] < nope or v_up.shape[0] != heads or v_up.shape[2] != latent:
+        raise ValueError(f"mla_expanded: q {q.shape}, k_up {k_up.shape} and v_up {v_up.shape} do not fit")
+
+
+def _part_tokens(tokens: int, heads: int, threads: int) -> int:
+    """Queries of one unit: all if that makes enough units for the threads, whole query blocks otherwise."""
+    parts = max(-(-tokens // QUERIES), 1 if heads >= 2 * threads or heads % threads == 0 else -(-2 * threads // heads))
+    return QUERY_BLOCK * -(-tokens // (QUERY_BLOCK * parts))
+
+
+def mla_expanded(
+    pool: Pool,
+    q: np.ndarray,
+    k_up: np.ndarray,
+    v_up: np.ndarray,
+    layer: np.ndarray,
+    block_row: np.ndarray,
+    positions: np.ndarray,
+    scale: float,
+) -> np.ndarray:
+    """q[T, H, N + R] of one sequence -> [T, H, V]; k_up[H, N, C] and v_up[H, V, C] expand the latents.
+
+    Token t attends positions 0 .. positions[t], int32 and ascending; block_row int32 [P] lists the sequence's pages.
+    """
+    check_layer(layer, q, q.shape[-1] - k_up.shape[1] + k_up.shape[-1], "mla_expanded")
+    _check_weights(q, k_up, v_up)
+    check_context(block_row[None, :], np.zeros_like(positions), positions, len(layer), "mla_expanded")
+    tokens, heads, key_width = q.shape
+    if len(positions) != tokens or (np.diff(positions) < 0).any():
+        raise ValueError(f"mla_expanded: {tokens} queries need as many ascending positions, got {len(positions)}")
+    nope, latent, value = k_up.shape[1], k_up.shape[2], v_up.shape[1]
+    out = np.empty((tokens, heads, value), np.float32)
+    if not tokens:
+        return out
+    if latent % 16:  # the products read whole vectors
+        k_up, v_up = (np.pad(up, ((0, 0), (0, 0), (0, -latent % 16))) for up in (k_up, v_up))
+    part = _part_tokens(tokens, heads, pool.threads)
+    thread_bytes = int(_scratch_offsets(latent, key_width - nope, key_width, value, part)[-1])
+    a = np.zeros(OUT + 1, np.int64)
+    a[TOKENS : SCALE + 1] = tokens, heads, key_width, nope, latent, value, np.float64(scale * LOG2_E).view(np.int64)
+    a[UP_STRIDE] = k_up.shape[2]
+    a[KIND], a[ROW_BYTES], a[PARTS], a[PART_TOKENS] = KINDS[layer.dtype], layer.strides[1], -(-tokens // part), part
+    a[SCRATCH], a[SCRATCH_BYTES] = pool.scratch(pool.threads * thread_bytes), thread_bytes
+    _run(pool.control, _expanded_job.address, a, q, positions, k_up, v_up, layer.view(np.uint8), block_row, out)
+    return out
