@@ -3,10 +3,10 @@
     python -m tests.model_files lite lite.gguf      10.4 GB, once
     python -m benchmarks.lite lite.gguf             writes benchmarks/results/lite.json
 
-Every run is a fresh process, and the engines take turns, because a shared machine drifts. A prompt's speed is its tokens
-over the time to the first new token; decoding is timed from there on. llama.cpp runs with its fast settings (f16 cache,
-flash attention, the prompt as one batch). Its repacking, on by default, rewrites the weights in memory at load: --repack
-adds it as a third contestant.
+Every run is a fresh process, and the engines take turns, because a shared machine drifts. A prompt's speed is its
+tokens over the time to the first new token; decoding is timed from there on. llama.cpp runs with its fast settings (f16
+cache, flash attention, the prompt as one batch). Its repacking, on by default, rewrites the weights in memory at load:
+--repack adds it as a third contestant.
 """
 
 import argparse
