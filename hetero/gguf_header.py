@@ -24,6 +24,7 @@ from hetero.quant_types import IK_LLAMA, QUANT, REMOVED, TYPE_BY_ID
 HEADER_LIMIT = 64 << 20  # bytes; DeepSeek-V3's header has 6 MB, the largest vocabularies known need 20 MB
 COUNT_LIMIT = 1 << 16  # keys, and tensors; DeepSeek-V3 has 60 and 1,086
 KEY_LIMIT, NAME_LIMIT = 65_535, 255  # bytes of a key and of a tensor's name
+KEY_LEAST, TENSOR_LEAST = 14, 33  # bytes of the shortest key with its value, and of the shortest tensor info
 VERSIONS = (2, 3)  # 3 differs from 2 only in allowing big-endian files
 ALIGNMENT = 32
 DAMAGED = "download the file again and compare its size or checksum with the source"
@@ -98,7 +99,7 @@ class Cursor:
         return start
 
     def overrun(self, count: int, what: str) -> NoReturn:
-        needs = f"{what} at byte {self.at:,} needs {count:,} bytes"
+        needs = f"{what} at byte {self.at:,} needs {count:,} bytes or more"
         if self.at + count > self.size:
             self.fail(
                 f"the header is cut off or damaged: {needs}", f"the file ends at byte {self.size:,}", self.remedy()
@@ -172,7 +173,11 @@ def _read_preamble(cursor: Cursor) -> tuple[int, int]:
             "convert the model again with a current llama.cpp" if version < 2 else "update hetero, or check the file"
         )
         cursor.fail(f"GGUF version {version:,}", "versions 2 and 3 are read", remedy)
-    return cursor.count("the number of tensors"), cursor.count("the number of metadata keys")
+    tensors, keys = cursor.count("the number of tensors"), cursor.count("the number of metadata keys")
+    least = tensors * TENSOR_LEAST + keys * KEY_LEAST
+    if least > cursor.end - cursor.at:
+        cursor.overrun(least, f"{tensors:,} tensors and {keys:,} metadata keys")
+    return tensors, keys
 
 
 def _read_value(cursor: Cursor, key: str) -> Any:

@@ -9,7 +9,7 @@ QUANT: dict[str, tuple[int, int, int]] = {
     "Q5_0": (6, 32, 22),
     "Q5_1": (7, 32, 24),
     "Q8_0": (8, 32, 34),
-    "Q8_1": (9, 32, 40),
+    "Q8_1": (9, 32, 36),  # as in ggml; the gguf package still counts 40. Nothing writes it to files
     "Q2_K": (10, 256, 84),
     "Q3_K": (11, 256, 110),
     "Q4_K": (12, 256, 144),
