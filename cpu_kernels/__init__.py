@@ -1,6 +1,7 @@
 """CPU kernels, compiled by numba for the CPU they run on. The verbs and their meaning are those of gpu_kernels."""
 
 from .attention_absorbed import mla_absorbed
+from .attention_expanded import mla_expanded
 from .cache import cache_layer, read_cache, write_cache
 from .dequantize import dequantize, embed
 from .experts import ffn, routed_experts
@@ -23,6 +24,7 @@ __all__ = [
     "linear_heads",
     "linear_heads_transposed",
     "mla_absorbed",
+    "mla_expanded",
     "read_cache",
     "rms_norm",
     "rope",
