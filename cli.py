@@ -18,11 +18,10 @@ import typer
 from typer import Option
 
 if TYPE_CHECKING:
-    from hetero.template import ChatTemplate
-
     from hetero.config import RunConfig
     from hetero.engine import Engine
     from hetero.sampler import Sampling
+    from hetero.template import ChatTemplate
     from hetero.terminal import Screen
     from hetero.tokenizer import Tokenizer
 
@@ -200,7 +199,7 @@ def chat(
 
     screen, interactive = Screen(), sys.stdin.isatty()
     choice = sampling.sampling()
-    engine, tokenizer, template = _load(model, run, screen)
+    engine, tokenizer, template = _load(model, run.config(), screen)
     with closing(engine):
         session = Chat(engine, tokenizer, template, choice, screen, think)
         session.conversation.system = system
@@ -226,13 +225,13 @@ def generate(
     from hetero.terminal import Screen
 
     text, screen, choice = _prompt_text(prompt), Screen(), sampling.sampling()
-    engine, tokenizer, template = _load(model, run, screen)
+    engine, tokenizer, template = _load(model, run.config(), screen)
     with closing(engine):
         if raw:
             ready = text_prompt(tokenizer, text)
         else:
             messages = [{"role": "system", "content": system}] if system else []
-            ready = chat_prompt(tokenizer, template, [*messages, {"role": "user", "content": text}], think)
+            ready = chat_prompt(template, [*messages, {"role": "user", "content": text}], think)
         check_room(ready, engine.context, "shorten it, or raise --context")
         answer = Answer(engine, tokenizer, ready, choice)
         if as_json:
@@ -272,14 +271,13 @@ def _path(model: str) -> str:
     return str(demo.path())
 
 
-def _load(model: str, run: RunFlags, screen: "Screen") -> "tuple[Engine, Tokenizer, ChatTemplate]":
-    from hetero.template import ChatTemplate
-
+def _load(model: str, run: "RunConfig", screen: "Screen") -> "tuple[Engine, Tokenizer, ChatTemplate]":
     from hetero import load
+    from hetero.template import ChatTemplate
     from hetero.terminal import LoadingBar
 
     with LoadingBar(screen) as progress:
-        engine, tokenizer = load(_path(model), run.config(), progress)
+        engine, tokenizer = load(_path(model), run, progress)
         return engine, tokenizer, ChatTemplate.from_gguf(engine.file, tokenizer)
 
 

@@ -81,7 +81,7 @@ class Chat:
             raise RequestError(f"{match[1]} is not a command", remedy="/help lists them")
 
     def turn(self, text: str) -> None:
-        prompt = chat_prompt(self.tokenizer, self.template, self.conversation.with_user(text), self.thinking)
+        prompt = chat_prompt(self.template, self.conversation.with_user(text), self.thinking)
         check_room(prompt, self.engine.context, "/clear forgets the conversation, a larger --context holds more")
         answer = Answer(self.engine, self.tokenizer, prompt, self.sampling)
         try:

@@ -74,7 +74,7 @@ class Conversation:
     def _from_messages(cls, messages: Iterable[Message]) -> "Conversation":
         conversation = cls()
         for index, message in enumerate(messages):
-            if not all(isinstance(part, str) for part in message.values()):
+            if not isinstance(message, dict) or not all(isinstance(part, str) for part in message.values()):
                 raise ValueError(f"message {index} holds something that is not text")
             role, content = message["role"], message["content"]
             if role not in ROLES or (role == "system" and index > 0):

@@ -92,11 +92,9 @@ class Answer:
         return shown, stopped
 
 
-def chat_prompt(
-    tokenizer: "Tokenizer", template: "ChatTemplate", messages: list["Message"], thinking: bool | None
-) -> Prompt:
-    rendered = template.render(messages, thinking=thinking)
-    return Prompt(tokenizer.encode(rendered, special=True), template.opens_thinking(rendered))
+def chat_prompt(template: "ChatTemplate", messages: list["Message"], thinking: bool | None) -> Prompt:
+    opens_thinking = template.opens_thinking(template.render(messages, thinking=thinking))
+    return Prompt(template.encode(messages, thinking=thinking), opens_thinking)
 
 
 def text_prompt(tokenizer: "Tokenizer", text: str) -> Prompt:

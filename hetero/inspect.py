@@ -45,7 +45,7 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
             "bytes": file.nbytes,
             "architecture": file.metadata.get("general.architecture"),
             "parameters": sum(prod(tensor.shape) for tensor in file.tensors.values()),
-            "config": asdict(config) if config else None,
+            "config": _without_inferred(config) if config else None,
             "inferred": list(config.inferred) if config else [],
             "refused": refused,  # why hetero would not run this file
             "groups": groups,
@@ -53,6 +53,10 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
             "kv_bytes_per_token": kv_bytes_per_token(config) if config else None,
             "metadata": {key: _jsonable(value) for key, value in file.metadata.items()},
         }
+
+
+def _without_inferred(config: ModelConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(config).items() if key != "inferred"}
 
 
 def kv_bytes_per_token(config: ModelConfig) -> dict[str, int]:
@@ -154,7 +158,7 @@ def describe(report: dict[str, Any]) -> str:
 def _config_lines(report: dict[str, Any]) -> list[str]:
     if report["config"] is None:
         return []
-    values = {key: value for key, value in report["config"].items() if key not in ("inferred", "name", "rope")}
+    values = {key: value for key, value in report["config"].items() if key not in ("name", "rope")}
     values |= {f"rope {key}": value for key, value in report["config"]["rope"].items()}
     lines = ["config", *(f"  {key.replace('_', ' ')} = {value}" for key, value in values.items())]
     if report["inferred"]:

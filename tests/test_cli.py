@@ -1,0 +1,286 @@
+"""The commands: what goes to stdout and stderr, exit status, flags, and what is not imported."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import cli
+import hetero
+from hetero.config import RunConfig
+from hetero.errors import ResourceError
+from hetero.sampler import Sampling
+from hetero.sizes import format_size, parse_size
+from hetero.template import ChatTemplate
+from tests.fake_engine import FakeEngine, FakeTemplate, FakeTokenizer
+
+ROOT = Path(__file__).parent.parent
+VERBS = ("chat", "generate", "eval", "inspect")
+RUN_FLAGS = {"--" + part.name.replace("_", "-") for part in fields(RunConfig)}
+SAMPLING_FLAGS = {"--" + part.name.replace("_", "-") for part in fields(Sampling)}
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def call(*arguments: object, stdin: str | io.StringIO = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin) if isinstance(stdin, str) else stdin)
+        monkeypatch.setattr(sys, "argv", ["hetero", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Makes `hetero.load` hand out an engine that recites; the dictionary holds what it was asked for."""
+    asked: dict[str, object] = {}
+
+    def load(path: str, run: RunConfig, progress: object) -> tuple[FakeEngine, FakeTokenizer]:
+        asked.update(path=path, run=run, engine=FakeEngine(["Paris.", "Four."], context=run.context or 1000))
+        return asked["engine"], FakeTokenizer()  # type: ignore[return-value]
+
+    monkeypatch.setitem(vars(hetero), "load", load)
+    monkeypatch.setattr(ChatTemplate, "from_gguf", lambda file, tokenizer: FakeTemplate())
+    return asked
+
+
+def flags_of(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text))
+
+
+def help_of(verb: str, run: Run) -> str:
+    status, out, _ = run(verb, "--help")
+    assert status == 0
+    return out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = (
+        "numpy",
+        "numba",
+        "torch",
+        "gguf",
+        "tokenizers",
+        "jinja2",
+        "rich",
+        "prompt_toolkit",
+        "psutil",
+        "hetero.engine",
+    )
+    code = (
+        "import sys, cli\n"
+        "try: cli.app(['generate', '--help'])\n"
+        "except SystemExit: pass\n"
+        f"print('loaded:', [name for name in {heavy!r} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--temperature" in result.stdout
+    assert result.stdout.endswith("loaded: []\n")
+
+
+def test_help_lists_the_commands_that_exist(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    assert tuple(re.findall(r"^  (\w+)  +[A-Z]", out.split("Commands:")[1], re.MULTILINE)) == VERBS
+    assert run("--version")[:2] == (0, f"hetero {hetero.__version__}\n")
+
+
+def test_each_setting_is_a_flag(run: Run) -> None:
+    for verb in ("chat", "generate", "eval"):
+        assert flags_of(help_of(verb, run)) >= RUN_FLAGS
+    for verb in ("chat", "generate"):
+        assert flags_of(help_of(verb, run)) >= SAMPLING_FLAGS
+
+
+def test_documentation_and_help_name_the_same_flags(run: Run) -> None:
+    documented = flags_of((ROOT / "docs" / "cli.md").read_text())
+    existing = set().union(*(flags_of(help_of(verb, run)) for verb in VERBS)) | {"--version"}
+    assert documented - existing == set(), "documented, but not there"
+    assert existing - documented == set(), "there, but not documented"
+
+
+def test_generate_writes_the_answer_to_stdout_only(run: Run, loaded: dict[str, FakeEngine]) -> None:
+    status, out, err = run("generate", "m.gguf", "-p", "Capital of France?", "--context", "64")
+    assert (status, out) == (0, "Paris.\n")
+    assert "tok/s" in err and "Paris" not in err
+    assert loaded["path"] == "m.gguf" and loaded["run"] == RunConfig(context=64)
+    assert loaded["engine"].prompts == ["[user]Capital of France?[assistant]"]
+
+
+def test_generate_raw_and_system_and_think(run: Run, loaded: dict[str, FakeEngine]) -> None:
+    assert run("generate", "m", "-p", "Once", "--raw")[1] == "Paris.\n"
+    assert loaded["engine"].prompts == ["Once"]
+    run("generate", "m", "-p", "Hi", "--system", "S", "--think")
+    assert loaded["engine"].prompts == ["[system]S[user]Hi[assistant]<think>"]
+
+
+@pytest.mark.parametrize("arguments", [["-p", "-"], []])
+def test_generate_reads_stdin(run: Run, loaded: dict[str, FakeEngine], arguments: list[str]) -> None:
+    assert run("generate", "m", *arguments, stdin="piped\ntext")[0] == 0
+    assert loaded["engine"].prompts == ["[user]piped\ntext[assistant]"]
+
+
+def test_generate_json_is_one_document(run: Run, loaded: dict[str, FakeEngine]) -> None:
+    status, out, _ = run("generate", "m", "-p", "Hi", "--json", "--max-tokens", "3", "--think")
+    document = json.loads(out)
+    assert status == 0
+    assert document["thinking"] == "Par" and document["text"] == ""
+    assert document["finish_reason"] == "length" and document["generated_tokens"] == 3
+    assert document["prompt_tokens"] == len("[user]Hi[assistant]<think>")
+    assert document["approximations"] == []
+    assert set(document) >= {"model", "prompt_tokens_per_second", "generation_tokens_per_second"}
+
+
+def test_every_sampling_flag_arrives(run: Run, loaded: dict[str, FakeEngine], monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "temperature": 0.5, "top_k": 3, "top_p": 0.5, "min_p": 0.25, "repetition_penalty": 1.5, "presence_penalty": 0.5,
+        "frequency_penalty": 0.25, "penalty_window": 7, "logit_bias": {5: -1.5, 6: 2.0}, "seed": 9, "stop": ("a", "b"),
+        "max_tokens": 4,
+    }  # fmt: skip
+    assert set(values) == {part.name for part in fields(Sampling)}
+    arguments = ["--logit-bias", "5=-1.5", "--logit-bias", "6=2", "--stop", "a", "--stop", "b"]
+    for name, value in values.items():
+        if name not in ("logit_bias", "stop"):
+            arguments += ["--" + name.replace("_", "-"), str(value)]
+    got = []
+    monkeypatch.setattr(FakeEngine, "generate", lambda self, ids, sampling, stop_ids: got.append(sampling) or iter(()))
+    assert run("generate", "m", "-p", "x", *arguments)[0] == 0
+    assert got == [Sampling(**values)]  # type: ignore[arg-type]
+
+
+def test_chat_on_a_pipe(run: Run, loaded: dict[str, FakeEngine]) -> None:
+    status, out, err = run("chat", "m", "--system", "S", stdin="one\n\ntwo\n")
+    assert (status, out) == (0, "Paris.\nFour.\n")
+    assert "Paris" not in err
+    assert loaded["engine"].prompts[1] == "[system]S[user]one[assistant]Paris.[user]two[assistant]"
+    status, out, err = run("chat", "m", "--context", "30", stdin="one\n" + "x" * 50)
+    assert (status, out) == (1, "Paris.\n")
+    assert err.splitlines()[-1].startswith("hetero: the prompt has ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate", "/nowhere.gguf", "-p", "x"], "/nowhere.gguf"),
+        (["generate", ".", "-p", "x"], "not a regular file"),
+        (["inspect", "/nowhere.gguf"], "No such file"),
+        (["eval", "/nowhere.gguf", "--text", "/nowhere.txt"], "nowhere"),
+        (["generate", "m", "-p", "x", "--temperature", "-1"], "temperature"),
+        (["generate", "m", "-p", "x", "--top-p", "1.5"], "top_p"),
+        (["generate", "m", "-p", "x", "--sessions", "dir"], "sessions"),
+        (["chat", "m", "--context", "0"], "context"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_1(run: Run, arguments: list[str], said: str) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"hetero: .+\n", err) and said in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "--no-such-flag"],
+        ["generate", "-p", "x", "--kv", "f8"],
+        ["generate", "-p", "x", "--top-k", "many"],
+        ["generate", "-p", "x", "--memory", "much"],
+        ["generate", "-p", "x", "--logit-bias", "5"],
+        ["eval", "m"],
+        ["inspect"],
+        ["serve"],
+    ],
+)
+def test_wrong_usage_is_status_2(run: Run, arguments: list[str]) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert "Usage" in err
+
+
+class Keyboard(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_generate_without_a_prompt_on_a_terminal(run: Run) -> None:
+    status, _, err = run("generate", "m", stdin=Keyboard("nobody asks for this"))
+    assert status == 2 and "--prompt" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (ResourceError("found\nthis", "limit", "\x1b[31mremedy"), 1, "hetero: found this; limit; [31mremedy\n"),
+        (OSError(28, "No space left on device"), 1, "hetero: [Errno 28] No space left on device\n"),
+        (PermissionError(13, "Permission denied", "f"), 1, "hetero: Permission denied: f\n"),
+    ],
+)
+def test_exit_status(error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise error
+
+    assert cli.guarded(fail) == status
+    assert capsys.readouterr().err == said
+
+
+def test_a_bug_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        cli.guarded(lambda: print(1 // 0))
+
+
+def test_a_reader_that_leaves_is_no_error(model_file: Callable[..., Path]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "cli.py", "inspect", str(model_file("tiny", "Q4_K"))]
+    result = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_inspect_command(run: Run, model_file: Callable[..., Path]) -> None:
+    path = model_file("tiny", "Q4_K")
+    status, out, err = run("inspect", path, "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["model"] == str(path)
+    status, out, err = run("inspect", path)
+    assert (status, err) == (0, "")
+    assert "routed experts" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("24GiB", 24 << 30),
+        ("24g", 24 << 30),
+        ("24 GB", 24 * 10**9),
+        ("1.5TiB", 3 << 39),
+        ("100", 100),
+        ("7B", 7),
+        ("2k", 2048),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1G", "1e9", "nan", "1 2", "24GiBs"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)
+
+
+def test_sizes_are_shown_in_binary_units() -> None:
+    shown = [format_size(n) for n in (0, 1023, 1536, 24 << 30, 3 << 40)]
+    assert shown == ["0 B", "1023 B", "1.50 KiB", "24.00 GiB", "3.00 TiB"]
