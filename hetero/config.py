@@ -189,7 +189,7 @@ def _check_architecture(file: GGUFFile) -> None:
         raise FileError(f"{source}: the metadata key general.architecture is missing", "", REMEDY)
     if architecture != ARCHITECTURE or kind != "model":
         raise UnsupportedError(
-            f"{source} holds a {kind} of the architecture {architecture!r}",
+            f"{source}: {kind!r:.80} of the architecture {architecture!r:.80}",
             f"models of the architecture {ARCHITECTURE!r} are run: DeepSeek-V2, V3, R1, Kimi-K2, Moonlight",
             "take a file of one of these models, or run this one with llama.cpp",
         )
@@ -221,12 +221,14 @@ def _rope(keys: Metadata) -> RopeConfig:
         keys.refuse("rope.dimension_count", dimension, "an even number")
     base = keys.number("rope.freq_base", 1.0, 1e12)
     keys.ignore("rope.scaling.finetuned")
-    keys.require("rope.scaling.type", ("linear", "none", "yarn"))  # a missing type means linear to llama.cpp
+    keys.require("rope.scaling.type", ("linear", "none", "yarn"))
     factor = keys.number("rope.scaling.factor", 0.0, 1e6, 1.0) or 1.0
+    if factor < 1.0:
+        keys.refuse("rope.scaling.factor", factor, "1 or more")
     if keys.text("rope.scaling.type", "linear") == "none" or factor == 1.0:
         keys.ignore(*YARN_KEYS)
         return RopeConfig(dimension, base)
-    keys.require("rope.scaling.type", ("yarn", "none"))
+    keys.require("rope.scaling.type", ("yarn", "none"), missing="linear")  # as llama.cpp reads a missing type
     # llama.cpp takes 32 and 1 for the betas whatever a deepseek2 file says; Kimi-K2 was trained with 1 and 1
     return RopeConfig(
         dimension,

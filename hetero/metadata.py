@@ -48,9 +48,9 @@ class Metadata:
             self.refuse(key, value, "a string")
         return value
 
-    def require(self, key: str, implemented: tuple[Any, ...]) -> None:
-        """Refuse the key unless it is missing or has a value that changes nothing here."""
-        value = self._get(key, implemented[0])
+    def require(self, key: str, implemented: tuple[Any, ...], missing: Any = None) -> None:
+        """Refuse by name a value that is not implemented. A missing key means `missing`, or else the first value."""
+        value = self._get(key, implemented[0] if missing is None else missing)
         if isinstance(value, np.ndarray | list) or value not in implemented:
             raise UnsupportedError(
                 f"{self.source}: {self.prefix}{key} is {value!r:.80}",
