@@ -163,6 +163,7 @@ load_u8 = _scalar_loader(types.int64, ir.IntType(8), lambda b, v: b.zext(v, ir.I
 load_i8 = _scalar_loader(types.int64, ir.IntType(8), lambda b, v: b.sext(v, ir.IntType(64)))
 load_u16 = _scalar_loader(types.int64, ir.IntType(16), lambda b, v: b.zext(v, ir.IntType(64)))
 load_u32 = _scalar_loader(types.int64, ir.IntType(32), lambda b, v: b.zext(v, ir.IntType(64)))
+load_i64 = _scalar_loader(types.int64, ir.IntType(64))
 load_i32 = _scalar_loader(types.int64, _I32, lambda b, v: b.sext(v, ir.IntType(64)))
 load_f32 = _scalar_loader(types.float32, ir.FloatType())
 load_f16 = _scalar_loader(types.float32, ir.HalfType(), lambda b, v: b.fpext(v, ir.FloatType()))
