@@ -159,6 +159,9 @@ class Worker:
         timer.start()
         try:
             line = ask(process, request)
+        except BaseException:
+            process.kill()
+            raise
         finally:
             timer.cancel()
         if line.endswith(b"\n"):
