@@ -50,28 +50,27 @@ def keys_of(layer, pages, position):
 
 
 def attend(q, keys, values, scale):
-    """q[H, D], keys[L, H, D], values[L, H, V] -> [H, V]"""
-    scores = np.einsum("hd,lhd->hl", q.astype(np.float64), keys) * scale
+    """q[H, D], keys[H, L, D], values[H, L, V] -> [H, V]"""
+    scores = (keys @ q[:, :, None].astype(np.float64))[:, :, 0] * scale
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.einsum("hl,lhv->hv", scores / scores.sum(axis=1, keepdims=True), values)
+    return ((scores / scores.sum(axis=1, keepdims=True))[:, None, :] @ values)[:, 0]
 
 
 def mla_absorbed(q, layer, block_table, sequence, positions, scale, latent):
     out = np.empty((*q.shape[:2], latent))
     for t in range(len(q)):
         cached = keys_of(layer, block_table[sequence[t]], positions[t])
-        keys = np.broadcast_to(cached[:, None, :], (len(cached), q.shape[1], cached.shape[1]))
+        keys = np.broadcast_to(cached, (q.shape[1], *cached.shape))
         out[t] = attend(q[t], keys, keys[:, :, :latent], scale)
     return out
 
 
 def mla_expanded(q, k_up, v_up, layer, block_row, positions, scale):
     latent = k_up.shape[2]
-    out = np.empty((*q.shape[:2], v_up.shape[1]))
-    for t in range(len(q)):
-        cached = keys_of(layer, block_row, positions[t])
-        k_nope = np.einsum("lc,hnc->lhn", cached[:, :latent], k_up.astype(np.float64))
-        shared = np.broadcast_to(cached[:, None, latent:], (*k_nope.shape[:2], cached.shape[1] - latent))
-        values = np.einsum("lc,hvc->lhv", cached[:, :latent], v_up.astype(np.float64))
-        out[t] = attend(q[t], np.concatenate([k_nope, shared], axis=2), values, scale)
-    return out
+    cached = keys_of(layer, block_row, max(positions))
+    nope = cached[:, :latent] @ k_up.astype(np.float64).swapaxes(1, 2)  # [H, L, N]
+    rope = np.broadcast_to(cached[:, latent:], (*nope.shape[:2], cached.shape[1] - latent))
+    keys = np.concatenate([nope, rope], axis=2)
+    values = cached[:, :latent] @ v_up.astype(np.float64).swapaxes(1, 2)  # [H, L, V]
+    seen = [position + 1 for position in positions]
+    return np.stack([attend(q[t], keys[:, :n], values[:, :n], scale) for t, n in enumerate(seen)])
