@@ -70,7 +70,7 @@ def read_header(data: mmap.mmap, path: Path) -> Header:
     for _ in range(key_count):
         key = cursor.name("a metadata key", KEY_LIMIT)
         if key in metadata:
-            cursor.fail(f"the metadata key {key!r} stands twice")
+            cursor.fail(f"the metadata key {key!r:.80} stands twice")
         metadata[key] = _read_value(cursor, key)
     alignment = _alignment(cursor, metadata)
     tensors = [_read_tensor_info(cursor) for _ in range(tensor_count)]
@@ -181,7 +181,7 @@ def _read_preamble(cursor: Cursor) -> tuple[int, int]:
 
 
 def _read_value(cursor: Cursor, key: str) -> Any:
-    what = f"the value of {key!r}"
+    what = f"the value of {key!r:.80}"
     kind = cursor.u32(what)
     if kind == STRING:
         return cursor.strings(1, what)[0]

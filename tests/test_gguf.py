@@ -15,7 +15,21 @@ from hetero.errors import FileError
 from hetero.gguf import QUANT, open_gguf
 from hetero.quant_types import IK_LLAMA, REMOVED
 from hetero.tensors import check_tensors
-from tests.raw_gguf import ARCHITECTURE, DATA, STRING_KIND, TENSORS, U32_KIND, header, key, string, tensor, u32, write
+from tests.raw_gguf import (
+    ARCHITECTURE,
+    ARRAY_KIND,
+    DATA,
+    STRING_KIND,
+    TENSORS,
+    U32_KIND,
+    array,
+    header,
+    key,
+    string,
+    tensor,
+    u32,
+    write,
+)
 
 
 def write_all_types(path: Path) -> None:
@@ -109,6 +123,12 @@ def test_alignment(tmp_path: Path) -> None:
     keys = [ARCHITECTURE, key("general.alignment", U32_KIND, u32(128))]
     file = open_gguf(write(tmp_path, header(keys, TENSORS[:1], alignment=128) + DATA))
     assert file.tensors["first"].data.tobytes() == DATA[:64]
+
+
+def test_empty_arrays(tmp_path: Path) -> None:
+    keys = [key("numbers", ARRAY_KIND, array(U32_KIND, 0, b"")), key("strings", ARRAY_KIND, array(STRING_KIND, 0, b""))]
+    metadata = open_gguf(write(tmp_path, header(keys, []))).metadata
+    assert metadata["numbers"].tolist() == metadata["strings"] == []
 
 
 def test_no_tensors(tmp_path: Path) -> None:

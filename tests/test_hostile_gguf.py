@@ -173,7 +173,9 @@ def test_absurd_lengths(tmp_path: Path, length: int) -> None:
         refused(tmp_path, content, f"the length of the value of 'k' is {length:,}; at most 67,108,864")
     content = one(key("k", ARRAY_KIND, array(STRING_KIND, 2, string("x") + u64(length))))
     refused(tmp_path, content, "the value of 'k' at byte .* needs .* bytes or more; the file ends")
-    refused(tmp_path, header([], [u64(length)]) + bytes(64), f"the length of a tensor's name is {length:,}; at most 255")
+    refused(
+        tmp_path, header([], [u64(length)]) + bytes(64), f"the length of a tensor's name is {length:,}; at most 255"
+    )
 
 
 @pytest.mark.parametrize(("kind", "count"), [(U32_KIND, 60_000_000), (STRING_KIND, 60_000_000), (STRING_KIND, 40)])
@@ -198,6 +200,14 @@ def test_header_limit(tmp_path: Path) -> None:
 
 def test_duplicate_keys(tmp_path: Path) -> None:
     refused(tmp_path, header([ARCHITECTURE, ARCHITECTURE], []), "the metadata key 'general.architecture' stands twice")
+
+
+def test_long_names_are_shortened_in_messages(tmp_path: Path) -> None:
+    long = key("k" * 60_000, STRING_KIND, u64(1 << 20))
+    path = write(tmp_path, header([long], []))
+    with pytest.raises(FileError) as caught:
+        open_gguf(path)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("name", [b"", b"a\0b", b"\x1b[2Jx", b"two\nlines"])
