@@ -5,6 +5,7 @@ from .attention_expanded import mla_expanded
 from .cache import cache_layer, read_cache, write_cache
 from .dequantize import dequantize, embed
 from .experts import ffn, routed_experts
+from .jit import CACHED
 from .linear import linear, linear_heads
 from .matrix import SUPPORTED, Matrix
 from .norm_rope import rms_norm, rope
@@ -13,6 +14,7 @@ from .route import route
 from .transposed import linear_heads_transposed
 
 __all__ = [
+    "CACHED",
     "SUPPORTED",
     "Matrix",
     "Pool",

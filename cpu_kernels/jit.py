@@ -5,8 +5,11 @@ of this package's sources, the CPU's name and feature flags, and the versions of
 before numba.
 """
 
+import atexit
 import hashlib
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import llvmlite
@@ -25,12 +28,17 @@ def _cache_directory() -> Path:
     digest.update(repr((cpu, overrides, numba.__version__, llvmlite.__version__)).encode())
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hetero"
     path = base / f"kernels-{digest.hexdigest()[:16]}"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.chmod(0o700)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
+    except OSError:  # a read-only home, or a directory that is somebody else's: compile for this process alone
+        path = Path(tempfile.mkdtemp(prefix="hetero-kernels-"))
+        atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
 
 
 CACHE_DIRECTORY = _cache_directory()
+CACHED = any(CACHE_DIRECTORY.rglob("*.nbi"))  # an earlier process has compiled kernels here
 numba.config.CACHE_DIR = str(CACHE_DIRECTORY)
 
 # C signature of a pool job: (address of its int64 arguments, index of this thread, number of threads).

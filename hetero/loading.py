@@ -17,18 +17,22 @@ DEFAULT_CONTEXT = 8192
 def load(path: str | Path, run: RunConfig | None = None, progress: Progress | None = None) -> tuple[Engine, Tokenizer]:
     """Opens a GGUF (the first file of several), binds its weights, makes room for the cache.
 
-    `progress(stage, done, total)` is called while weights are read. Raises FileError, UnsupportedError, ResourceError,
-    RequestError.
+    `progress(stage, done, total)` is called as stages begin and while weights are read; without it, or where the weights
+    do not fit in free memory, they are read when they are first used.
+    Raises FileError, UnsupportedError, ResourceError, RequestError.
     """
     run = run or RunConfig()
     file = open_gguf(path)
     try:
         config = ModelConfig.from_gguf(file)
         check_tensors(file, config, cpu_kernels.SUPPORTED)
+        context = chosen_context(config, run)
         tokenizer = Tokenizer.from_gguf(file)
-        engine = Engine(file, config, run, chosen_context(config, run), cpu_kernels.Pool(run.threads))
         if progress is not None:
             read_ahead(file, config, progress)
+            progress("preparing kernels" if cpu_kernels.CACHED else "compiling kernels for this CPU, once", 0, 0)
+        engine = Engine(file, config, run, context, cpu_kernels.Pool(run.threads))
+        engine.model.rehearse(engine.cache.layers)
     except BaseException:
         file.close()
         raise

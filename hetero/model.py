@@ -1,6 +1,6 @@
 """The forward pass: embedding, blocks, head. Prefill and decode call the same `Model.forward`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -63,6 +63,18 @@ class Model:
                 x = x[batch.logits_at]  # [n, hidden]
             x += block.feed_forward(rms_norm(x, block.ffn_norm, eps))
         return self.output(rms_norm(x, self.output_norm, eps))
+
+    def rehearse(self, layers: list[np.ndarray]) -> None:
+        """One token through every kernel the model uses, so that none is compiled in the middle of an answer.
+
+        Writes the first slot of the cache, which must be empty.
+        """
+        first, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
+        at = first.astype(np.int32)
+        batch = Batch(first, positions=at, sequence=at, block_table=at[None], lengths=at + 1, logits_at=first)
+        self.forward(batch, layers)
+        expanded = replace(self.step(batch), runs=((0, first),), few=none)
+        self.blocks[0].attention(np.zeros((1, self.config.hidden_size), np.float32), expanded, layers[0])
 
     def step(self, batch: Batch) -> Step:
         pages = batch.block_table[batch.sequence, batch.positions // PAGE]
