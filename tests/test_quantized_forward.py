@@ -1,8 +1,10 @@
 """Quantized weights: no more error per token than llama.cpp's own. Reference: transformers on the dequantized weights.
 
 Both round activations to 8 bits, so neither is exact; the median leaves out tokens whose near-tied expert flips.
+Two engines that round alike still differ by 10 % in the median of one prompt, 4 % over six.
 """
 
+import numpy as np
 import pytest
 
 import hetero
@@ -10,7 +12,7 @@ from tests.deviation import median_token_error
 from tests.model_files import TYPES
 from tests.prompts import prompt
 
-IDS = prompt(96)
+PROMPTS = [prompt(96, seed) for seed in range(6)]
 # f32 summation order alone moves the median this far: below it "no worse than" has no meaning
 ROUNDING = 2e-6
 
@@ -18,10 +20,12 @@ ROUNDING = 2e-6
 def assert_no_worse_than_llama_cpp(path, reference, llama_cpp):
     engine, _ = hetero.load(path, hetero.RunConfig(kv="f32", context=128, threads=2))
     try:
-        ours = median_token_error(engine.logits(IDS), reference(path, IDS))
+        logits = np.concatenate([engine.logits(ids) for ids in PROMPTS])
     finally:
         engine.close()
-    theirs = median_token_error(llama_cpp(path, IDS), reference(path, IDS))
+    exact = np.concatenate([reference(path, ids) for ids in PROMPTS])
+    ours = median_token_error(logits, exact)
+    theirs = median_token_error(np.concatenate([llama_cpp(path, ids) for ids in PROMPTS]), exact)
     print(f"median error per token: ours {ours:.2e}, llama.cpp {theirs:.2e}")
     assert ours <= max(1.1 * theirs, ROUNDING)
 
