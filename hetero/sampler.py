@@ -93,7 +93,7 @@ class Sampler:
         self.sampling, self.vocab_size = sampling, vocab_size
         self._random = np.random.Generator(np.random.PCG64(sampling.seed))
         self._bias_ids = np.array(list(sampling.logit_bias), np.int64)
-        self._bias = np.array(list(sampling.logit_bias.values()), np.float32)
+        self._bias = np.array(list(sampling.logit_bias.values()), np.float64)
         for id in sampling.logit_bias:
             if not 0 <= id < vocab_size:
                 raise RequestError(f"logit_bias names token {id}", f"the vocabulary has the ids 0 to {vocab_size - 1}")
@@ -133,19 +133,27 @@ class Sampler:
         last = np.searchsorted(cumulative, cumulative[-1], side="left")  # rounding must not reach a weight of zero
         return int(ids[min(drawn, last)])
 
+    def distribution(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The ids that `sample` may return, ascending, and the probability of each."""
+        logits = self._penalized(logits)
+        if self.sampling.temperature == 0:
+            return np.array([np.argmax(logits)]), np.ones(1)
+        ids, weights = self._candidates(logits)
+        return ids, weights / weights.sum()
+
     def _penalized(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         if not len(self._bias) and not self._penalizes:
             return logits
         logits = logits.copy()
-        logits[self._bias_ids] += self._bias
+        logits[self._bias_ids] = limited(logits[self._bias_ids] + self._bias)
         if self._penalizes:
+            s = self.sampling
             seen = np.flatnonzero(self._counts)
-            values = logits[seen]
-            penalty = np.float32(self.sampling.repetition_penalty)
-            values = np.where(values > 0, values / penalty, values * penalty)
-            values -= np.float32(self.sampling.presence_penalty)
-            values -= np.float32(self.sampling.frequency_penalty) * self._counts[seen].astype(np.float32)
-            logits[seen] = values
+            values = logits[seen].astype(np.float64)
+            with np.errstate(over="ignore"):
+                values = np.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
+                values -= s.presence_penalty + s.frequency_penalty * self._counts[seen]
+            logits[seen] = limited(values)
         if logits.max() == -np.inf:
             raise RequestError("logit_bias forbids every token", "one must be left", "remove some entries")
         return logits
@@ -156,7 +164,8 @@ class Sampler:
         ids = largest(logits, s.top_k) if 0 < s.top_k < self.vocab_size else np.arange(self.vocab_size)
         weights = logits.take(ids).astype(np.float64)
         weights -= weights.max()
-        weights /= s.temperature
+        with np.errstate(over="ignore"):  # to -inf
+            weights /= s.temperature
         np.exp(weights, out=weights)
         if s.top_p < 1:
             kept = nucleus(weights, s.top_p)
@@ -165,6 +174,12 @@ class Sampler:
             kept = np.flatnonzero(weights >= s.min_p * weights.max())
             ids, weights = ids[kept], weights[kept]
         return ids, weights
+
+
+def limited(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """In float32, the extremes at its largest number; -inf, a forbidden token, stays."""
+    most = np.finfo(np.float32).max
+    return np.where(np.isneginf(values), values, np.clip(values, -most, most)).astype(np.float32)
 
 
 def largest(values: NDArray[Any], count: int) -> NDArray[np.int64]:
