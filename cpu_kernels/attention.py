@@ -1,38 +1,14 @@
-"""What absorbed and expanded attention share: cache pages as float32 tiles, and the softmax over a stream of tiles.
-
-Scores carry a factor log2(e) from the query's scale on, so that probabilities are powers of two. Per query row the
-stream keeps (highest score, sum of 2^(score - highest)) beside the weighted sum: nothing overflows.
-"""
-
-import math
+"""What absorbed and expanded attention share: cache pages and queries as float32 tiles, and the checks of arguments."""
 
 import numpy as np
-from numba import carray, types
-from numba.extending import intrinsic
+from numba import carray
 
 from .cache import PAGE, cache_width, read_row
 from .gemm import whole_vectors
 from .jit import fast_kernel, kernel
+from .memory import f32_at, u8_at, u16_at
 
-LOG2_E = math.log2(math.e)
-LOWEST = np.float32(-1e30)  # below any score, and finite: the difference of two of them is 0, not NaN
 KINDS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint8): 2}
-
-
-def _pointer_to(dtype):
-    @intrinsic
-    def pointer(typing, address):
-        def codegen(context, builder, signature, arguments):
-            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(dtype)(types.int64), codegen
-
-    return pointer
-
-
-f32_at, u16_at, u8_at, i32_at, i64_at = (
-    _pointer_to(dtype) for dtype in (types.float32, types.uint16, types.uint8, types.int32, types.int64)
-)
 
 
 @kernel
@@ -61,59 +37,6 @@ def load_query(query, width, scale, out):
         target[i] = source[i] * scale
     for i in range(width, target.size):
         target[i] = 0.0
-
-
-@fast_kernel
-def exp2(x):
-    """2^x for x <= 0, relative error below 3e-7; 2^-126 for anything smaller."""
-    if x < np.float32(-126.0):
-        x = np.float32(-126.0)
-    whole = np.floor(x + np.float32(0.5))
-    f = x - whole  # -0.5 .. 0.5: ln(2)^k / k! is enough
-    power = np.float32(1.5403530393381608e-4)
-    power = power * f + np.float32(1.3333558146428443e-3)
-    power = power * f + np.float32(9.618129107628477e-3)
-    power = power * f + np.float32(5.5504108664821576e-2)
-    power = power * f + np.float32(2.402265069591007e-1)
-    power = power * f + np.float32(6.931471805599453e-1)
-    power = power * f + np.float32(1.0)
-    return power * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
-
-
-@fast_kernel
-def softmax_tile(scores, visible, keys, state, out, width):
-    """A row's scores[keys] become probabilities, 0 from `visible` on; state and out[width] move to the new highest."""
-    row, peak = carray(f32_at(scores), (keys,)), carray(f32_at(state), (2,))
-    highest = peak[0]
-    for j in range(visible):
-        if row[j] > highest:
-            highest = row[j]
-    if highest > peak[0]:
-        factor = exp2(peak[0] - highest)
-        weighted = carray(f32_at(out), (width,))
-        for i in range(width):
-            weighted[i] *= factor
-        peak[0] = highest
-        peak[1] *= factor
-    total = np.float32(0.0)
-    for j in range(visible):
-        probability = exp2(row[j] - highest)
-        row[j] = probability
-        total += probability
-    for j in range(visible, keys):
-        row[j] = 0.0
-    peak[1] += total
-
-
-@kernel
-def clear_rows(state, out, stride, rows):
-    """Nothing attended yet."""
-    peaks = carray(f32_at(state), (rows, 2))
-    for r in range(rows):
-        peaks[r, 0], peaks[r, 1] = LOWEST, 0.0
-    sums = carray(f32_at(out), (rows * stride,))
-    for i in range(sums.size):
-        sums[i] = 0.0
 
 
 @kernel

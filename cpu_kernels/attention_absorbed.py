@@ -12,23 +12,17 @@ from numba import carray
 from .atomic import fetch_add
 from .attention import (
     KINDS,
-    LOG2_E,
-    LOWEST,
     check_context,
     check_layer,
-    clear_rows,
-    exp2,
-    f32_at,
-    i32_at,
-    i64_at,
     load_page,
     load_query,
-    softmax_tile,
 )
 from .cache import PAGE
 from .gemm import multiply_add, multiply_transposed, row_stride, whole_vectors
 from .jit import fast_kernel, job, kernel
+from .memory import f32_at, i32_at, i64_at
 from .pool import CHUNK, Pool, dispatch
+from .softmax import LOWEST, clear_rows, scalar_exp, softmax_tile
 
 ROW_BLOCK = 32
 SCORE_STRIDE = PAGE + 16
@@ -83,7 +77,7 @@ def _attend_job(arguments, thread, threads):
 
 @fast_kernel
 def _merge_row(a, row):
-    """The splits of one row, weighted by 2^(their highest score - the highest of all), in the order of the keys."""
+    """The splits of one row, weighted by e^(their highest score - the highest of all), in the order of the keys."""
     columns, splits = whole_vectors(a[LATENT]), a[SPLITS]
     used = (carray(i32_at(a[POSITIONS]), (row + 1,))[row // a[HEADS]] + a[SPLIT_KEYS]) // a[SPLIT_KEYS]
     state = carray(f32_at(a[STATE]), (splits, a[ROWS], 2))
@@ -94,11 +88,11 @@ def _merge_row(a, row):
     for s in range(used):
         highest = max(highest, state[s, r, 0])
     for s in range(used):
-        total += exp2(state[s, r, 0] - highest) * state[s, r, 1]
+        total += scalar_exp(state[s, r, 0] - highest) * state[s, r, 1]
     for i in range(out.size):
         out[i] = 0.0
     for s in range(used):
-        weight = exp2(state[s, r, 0] - highest) / total
+        weight = scalar_exp(state[s, r, 0] - highest) / total
         for i in range(out.size):
             out[i] += weight * partial[s, r, i]
 
@@ -178,7 +172,7 @@ def mla_absorbed(
     thread_bytes = 4 * (ROW_BLOCK * (row_stride(width) + SCORE_STRIDE) + PAGE * row_stride(width))
     scratch = pool.scratch(group * (sum_bytes + state_bytes) + pool.threads * thread_bytes)
     a = np.zeros(OUT + 1, np.int64)
-    a[HEADS : SCALE + 1] = heads, width, latent, np.float64(scale * LOG2_E).view(np.int64)
+    a[HEADS : SCALE + 1] = heads, width, latent, np.float64(scale).view(np.int64)
     a[KIND], a[ROW_BYTES], a[TABLE_PAGES] = KINDS[layer.dtype], layer.strides[1], block_table.shape[1]
     a[SPLITS], a[SPLIT_KEYS], a[SCRATCH_BYTES] = splits, split_keys, thread_bytes
     a[SCRATCH], a[PARTIAL] = scratch, scratch + pool.threads * thread_bytes

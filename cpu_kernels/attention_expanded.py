@@ -14,21 +14,17 @@ from numba import carray
 from .atomic import fetch_add
 from .attention import (
     KINDS,
-    LOG2_E,
     check_context,
     check_layer,
-    clear_rows,
-    f32_at,
-    i32_at,
-    i64_at,
     load_page,
     load_query,
-    softmax_tile,
 )
 from .cache import PAGE
-from .gemm import multiply_add, multiply_transposed, row_stride
+from .gemm import multiply_add, multiply_transposed, row_stride, whole_vectors
 from .jit import fast_kernel, job, kernel
+from .memory import f32_at, i32_at, i64_at
 from .pool import CHUNK, Pool, dispatch
+from .softmax import clear_rows, softmax_tile
 
 KEYS = 2 * PAGE
 SCORE_STRIDE = KEYS + 16
@@ -84,14 +80,14 @@ def _expand_keys(a, at, start, count, head):
 @kernel
 def _attend_keys(a, at, positions, start, count, first):
     """A block of queries from `first` on over the keys in scratch."""
-    key, value = row_stride(a[KEY_WIDTH]), row_stride(a[VALUE])
+    key, value, columns = row_stride(a[KEY_WIDTH]), row_stride(a[VALUE]), whole_vectors(a[VALUE])
     rows = min(QUERY_BLOCK, positions.size - first)
     queries, sums, scores = at[0] + 4 * first * key, at[1] + 4 * first * value, at[6]
     multiply_transposed(queries, key, at[4], key, scores, SCORE_STRIDE, rows, count, a[KEY_WIDTH])
     for r in range(rows):
         visible = min(count, max(0, positions[first + r] + 1 - start))
         state = at[2] + 8 * (first + r)
-        softmax_tile(scores + 4 * r * SCORE_STRIDE, visible, count, state, sums + 4 * r * value, a[VALUE])
+        softmax_tile(scores + 4 * r * SCORE_STRIDE, visible, count, state, sums + 4 * r * value, columns)
     multiply_add(scores, SCORE_STRIDE, at[5], value, sums, value, rows, a[VALUE], count)
 
 
@@ -192,7 +188,7 @@ def mla_expanded(
     part = _part_tokens(tokens, heads, pool.threads)
     thread_bytes = int(_scratch_offsets(latent, key_width - nope, key_width, value, part)[-1])
     a = np.zeros(OUT + 1, np.int64)
-    a[TOKENS : SCALE + 1] = tokens, heads, key_width, nope, latent, value, np.float64(scale * LOG2_E).view(np.int64)
+    a[TOKENS : SCALE + 1] = tokens, heads, key_width, nope, latent, value, np.float64(scale).view(np.int64)
     a[UP_STRIDE] = k_up.shape[2]
     a[KIND], a[ROW_BYTES], a[PARTS], a[PART_TOKENS] = KINDS[layer.dtype], layer.strides[1], -(-tokens // part), part
     a[SCRATCH], a[SCRATCH_BYTES] = pool.scratch(pool.threads * thread_bytes), thread_bytes

@@ -12,6 +12,7 @@ from numba.extending import overload
 
 from .half import float_to_half, half_to_float
 from .jit import fast_kernel, kernel
+from .simd import f32_from_i32, i32_from_i8, load_i8x8, load_u16, store
 
 PAGE = 64
 BLOCK, BLOCK_BYTES = 32, 34
@@ -89,10 +90,10 @@ def _read_f16(row, values):
 @kernel
 def _read_q8_0(row, values):
     for block in range(values.size // BLOCK):
-        at = block * BLOCK_BYTES
-        scale = half_to_float(np.uint16(row[at]) | (np.uint16(row[at + 1]) << np.uint16(8)))
-        for i in range(BLOCK):
-            values[block * BLOCK + i] = scale * np.float32(np.int8(row[at + 2 + i]))
+        at, to = row.ctypes.data + block * BLOCK_BYTES, values.ctypes.data + 4 * block * BLOCK
+        scale = half_to_float(np.uint16(load_u16(at)))
+        for i in range(0, BLOCK, 8):
+            store(to + 4 * i, f32_from_i32(i32_from_i8(load_i8x8(at + 2 + i))) * scale)
 
 
 _WRITE = {types.float32: _write_f32, types.uint16: _write_f16, types.uint8: _write_q8_0}
