@@ -23,6 +23,7 @@ from .simd import (
 )
 
 FLOAT, MINIMUM = 1, 2  # flags of a format
+TOTALS_BYTES = 256  # at the head of a panel: the tile's sums on their way out of the registers
 
 
 @device
@@ -51,8 +52,16 @@ def _minima(w, x, columns, total):
 
 
 @device
-def _tile(w0, w1, x0, x1, x2, x3, columns):
-    """2 rows x 4 columns of codes; the 8 totals."""
+def _store_totals(totals, a0, a1, a2, a3):
+    store(totals, a0)
+    store(totals + 32, a1)
+    store(totals + 64, a2)
+    store(totals + 96, a3)
+
+
+@device
+def _tile(w0, w1, x0, x1, x2, x3, columns, totals):
+    """2 rows x 4 columns of codes; 8 vectors of partial sums."""
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat_f32x8(np.float32(0.0))
     for block in range(columns // 32):
         at, scale_at, x_scale = 32 * block, columns + 8 * block, columns + 4 * block
@@ -66,12 +75,13 @@ def _tile(w0, w1, x0, x1, x2, x3, columns):
         a2, b2 = _codes(u, x, s, x2 + x_scale, a2), _codes(v, x, t, x2 + x_scale, b2)
         x = load_i8x32(x3 + at)
         a3, b3 = _codes(u, x, s, x3 + x_scale, a3), _codes(v, x, t, x3 + x_scale, b3)
-    return a0, a1, a2, a3, b0, b1, b2, b3
+    _store_totals(totals, a0, a1, a2, a3)
+    _store_totals(totals + 128, b0, b1, b2, b3)
 
 
 @device
-def _tile_f32(w0, w1, x0, x1, x2, x3, columns):
-    """2 rows x 4 columns of f32; whole vectors only."""
+def _tile_f32(w0, w1, x0, x1, x2, x3, columns, totals):
+    """2 rows x 4 columns of f32, whole vectors only; 8 vectors of partial sums."""
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat_f32x8(np.float32(0.0))
     for at in range(0, (columns & -8) * 4, 32):
         u, v = load_f32x8(w0 + at), load_f32x8(w1 + at)
@@ -83,7 +93,8 @@ def _tile_f32(w0, w1, x0, x1, x2, x3, columns):
         a2, b2 = fma(u, x, a2), fma(v, x, b2)
         x = load_f32x8(x3 + at)
         a3, b3 = fma(u, x, a3), fma(v, x, b3)
-    return a0, a1, a2, a3, b0, b1, b2, b3
+    _store_totals(totals, a0, a1, a2, a3)
+    _store_totals(totals + 128, b0, b1, b2, b3)
 
 
 @device
@@ -102,25 +113,21 @@ def _finish(total, w, x, columns, flags):
 @device
 def multiply_panel(panel, rows, columns, flags, x_list, y_list, y_offset, tokens):
     """Panel rows times the columns whose addresses `x_list` holds; row r of column t goes to y_list[t] + y_offset + 4r."""
-    size = panel_row_bytes(columns, flags)
+    size, totals = panel_row_bytes(columns, flags), panel
+    panel += TOTALS_BYTES
     for token in range(0, tokens, 4):
-        at0, at1 = 8 * token, 8 * min(token + 1, tokens - 1)
-        at2, at3 = 8 * min(token + 2, tokens - 1), 8 * min(token + 3, tokens - 1)
-        x0, x1, x2, x3 = load_i64(x_list + at0), load_i64(x_list + at1), load_i64(x_list + at2), load_i64(x_list + at3)
+        last = min(token + 3, tokens - 1)
+        x0, x1 = load_i64(x_list + 8 * token), load_i64(x_list + 8 * min(token + 1, last))
+        x2, x3 = load_i64(x_list + 8 * min(token + 2, last)), load_i64(x_list + 8 * last)
         for row in range(0, rows, 2):
             w0, w1 = panel + row * size, panel + min(row + 1, rows - 1) * size
             if flags & FLOAT:
-                a0, a1, a2, a3, b0, b1, b2, b3 = _tile_f32(w0, w1, x0, x1, x2, x3, columns)
+                _tile_f32(w0, w1, x0, x1, x2, x3, columns, totals)
             else:
-                a0, a1, a2, a3, b0, b1, b2, b3 = _tile(w0, w1, x0, x1, x2, x3, columns)
-            y = y_offset + 4 * row
-            store(load_i64(y_list + at0) + y, _finish(a0, w0, x0, columns, flags))
-            store(load_i64(y_list + at1) + y, _finish(a1, w0, x1, columns, flags))
-            store(load_i64(y_list + at2) + y, _finish(a2, w0, x2, columns, flags))
-            store(load_i64(y_list + at3) + y, _finish(a3, w0, x3, columns, flags))
-            if row + 1 < rows:
-                y += 4
-                store(load_i64(y_list + at0) + y, _finish(b0, w1, x0, columns, flags))
-                store(load_i64(y_list + at1) + y, _finish(b1, w1, x1, columns, flags))
-                store(load_i64(y_list + at2) + y, _finish(b2, w1, x2, columns, flags))
-                store(load_i64(y_list + at3) + y, _finish(b3, w1, x3, columns, flags))
+                _tile(w0, w1, x0, x1, x2, x3, columns, totals)
+            for i in range(min(2, rows - row)):
+                for j in range(last + 1 - token):
+                    total = load_f32x8(totals + 128 * i + 32 * j)
+                    x = load_i64(x_list + 8 * (token + j))
+                    value = _finish(total, panel + (row + i) * size, x, columns, flags)
+                    store(load_i64(y_list + 8 * (token + j)) + y_offset + 4 * (row + i), value)

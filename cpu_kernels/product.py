@@ -11,7 +11,7 @@ from . import matrix as descriptor
 from .activation import quantize_blocks
 from .atomic import call_dot, call_unpack, fetch_add, load_i64, store_i64
 from .jit import device, job
-from .panel import FLOAT, multiply_panel, panel_row_bytes
+from .panel import TOTALS_BYTES, multiply_panel, panel_row_bytes
 from .pool import CHUNK, THREADS, dispatch
 
 # Fields of a product.
@@ -20,7 +20,7 @@ PRODUCT_BYTES = 96
 ARGUMENT_BYTES = 128  # room for the int64 arguments of any job here
 
 # A few columns are cheaper one by one: the weights of a unit stay in the cache.
-DOT_TOKENS = 2
+DOT_TOKENS = 3
 SERIAL_VALUES = 4096  # activations that one thread quantizes in 2 us
 UNIT_BYTES = 65536  # of weights for one unit of the dot kernel
 PANEL_BYTES = 196608  # of a thread's panel: half of a small L2
@@ -45,7 +45,7 @@ def plan(products, count, threads):
         else:
             flags = load_i64(product + FLAGS)
             unit = panel_rows(columns, flags)
-            panel = max(panel, unit * panel_row_bytes(columns, flags))
+            panel = max(panel, TOTALS_BYTES + unit * panel_row_bytes(columns, flags))
         store_i64(product + UNIT_ROWS, unit)
         store_i64(product + UNITS, -(-rows // unit) if load_i64(product + TOKENS) else 0)
         units += load_i64(product + UNITS)
@@ -67,7 +67,7 @@ def _multiply_unit(product, unit, panel):
         return
     flags = load_i64(product + FLAGS)
     for row in range(rows):
-        panel_row = panel + row * panel_row_bytes(columns, flags)
+        panel_row = panel + TOTALS_BYTES + row * panel_row_bytes(columns, flags)
         call_unpack(load_i64(product + UNPACK), weights + row * stride, columns, panel_row)
     multiply_panel(panel, rows, columns, flags, x_list, y_list, 4 * first, tokens)
 
@@ -109,7 +109,7 @@ MULTIPLY, QUANTIZE, SILU, SUM = range(0, 32, 8)
 
 def panel_bytes(columns: int) -> int:
     """Enough for a thread's panel of rows of this length, whatever the format."""
-    return max(PANEL_BYTES, 2 * 4 * columns) + 64
+    return TOTALS_BYTES + max(PANEL_BYTES, 2 * 4 * columns) + 64
 
 
 @register_jitable

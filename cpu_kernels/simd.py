@@ -14,7 +14,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, models, register_model
 
 from .jit import device
 
@@ -297,25 +299,22 @@ def mask_from_bits(typing, bits):
 
 
 def _operator(python, integer: str, floating: str):
-    """`vector op vector` and `vector op scalar`."""
+    """`vector op vector` and `vector op scalar`. Lowered in place: an @overload would compile a function for each use."""
 
-    @intrinsic
-    def apply(typing, x, y):
-        name = floating if x.element[0] == "f" else integer
+    @infer_global(python)
+    class Template(AbstractTemplate):
+        def generic(self, args, kws):
+            x, y = args
+            if isinstance(x, Vector) and (x == y or isinstance(y, types.Number)):
+                return signature(x, x, y)
 
-        def codegen(context, builder, signature, a):
-            right = a[1]
-            if not isinstance(y, Vector):
-                right = _broadcast(builder, _as_element(context, builder, right, y, x), x.count)
-            return getattr(builder, name)(a[0], right)
-
-        return x(x, y), codegen
-
-    @overload(python)
-    def resolve(x, y):
-        same = isinstance(x, Vector) and x == y
-        if same or (isinstance(x, Vector) and isinstance(y, types.Number)):
-            return lambda x, y: apply(x, y)
+    @lower_builtin(python, Vector, types.Any)
+    def emit(context, builder, signature, a):
+        x, y = signature.args
+        right = a[1]
+        if not isinstance(y, Vector):
+            right = _broadcast(builder, _as_element(context, builder, right, y, x), x.count)
+        return getattr(builder, floating if x.element[0] == "f" else integer)(a[0], right)
 
 
 for _python, _integer, _floating in (

@@ -15,16 +15,18 @@ def dot(weights, stride, rows, columns, x, y):
     for row in range(rows):
         w = weights + row * stride
         even = odd = zero
-        for at in range(0, (columns & -16) * 4, 64):
-            even = fma(load_bf16x8(w + at // 2), load_f32x8(x + at), even)
-            odd = fma(load_bf16x8(w + at // 2 + 16), load_f32x8(x + at + 32), odd)
+        for i in range(0, columns - 15, 16):
+            even = fma(load_bf16x8(w + 2 * i), load_f32x8(x + 4 * i), even)
+            odd = fma(load_bf16x8(w + 2 * (i + 8)), load_f32x8(x + 4 * (i + 8)), odd)
         total = reduce_add(even + odd)
-        for at in range((columns & -16) * 4, columns * 4, 4):
-            total += load_bf16(w + at // 2) * load_f32(x + at)
+        for i in range(columns // 16 * 16, columns):
+            total += load_bf16(w + 2 * i) * load_f32(x + 4 * i)
         store(y + 4 * row, total)
 
 
 @unpack_kernel
 def unpack(row, columns, panel):
-    for at in range(0, columns * 4, 4):
-        store(panel + at, load_bf16(row + at // 2))
+    for i in range(0, columns - 7, 8):
+        store(panel + 4 * i, load_bf16x8(row + 2 * i))
+    for i in range(columns // 8 * 8, columns):
+        store(panel + 4 * i, load_bf16(row + 2 * i))
