@@ -1,17 +1,25 @@
-"""CPU kernels, compiled by numba for the CPU they run on. The verbs and their meaning are those of gpu_kernels."""
+"""CPU kernels, compiled by numba for the CPU they run on. The verbs and their meaning are those of gpu_kernels.
 
-from .attention_absorbed import mla_absorbed
-from .attention_expanded import mla_expanded
-from .cache import cache_layer, read_cache, write_cache
-from .dequantize import dequantize, embed
-from .experts import ffn, routed_experts
+Importing this package compiles nothing; the modules of the verbs, and with them their jobs, load when one is first named.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .jit import CACHED
-from .linear import linear, linear_heads
 from .matrix import SUPPORTED, Matrix
-from .norm_rope import rms_norm, rope
-from .pool import Pool
-from .route import route
-from .transposed import linear_heads_transposed
+
+if TYPE_CHECKING:
+    from .attention_absorbed import mla_absorbed
+    from .attention_expanded import mla_expanded
+    from .cache import cache_layer, read_cache, write_cache
+    from .dequantize import dequantize, embed
+    from .experts import ffn, routed_experts
+    from .linear import linear, linear_heads
+    from .norm_rope import rms_norm, rope
+    from .pool import Pool
+    from .route import route
+    from .transposed import linear_heads_transposed
 
 __all__ = [
     "CACHED",
@@ -34,3 +42,30 @@ __all__ = [
     "routed_experts",
     "write_cache",
 ]
+
+_HOME = {
+    "Pool": "pool",
+    "cache_layer": "cache",
+    "dequantize": "dequantize",
+    "embed": "dequantize",
+    "ffn": "experts",
+    "linear": "linear",
+    "linear_heads": "linear",
+    "linear_heads_transposed": "transposed",
+    "mla_absorbed": "attention_absorbed",
+    "mla_expanded": "attention_expanded",
+    "read_cache": "cache",
+    "rms_norm": "norm_rope",
+    "rope": "norm_rope",
+    "route": "route",
+    "routed_experts": "experts",
+    "write_cache": "cache",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    verbs = {verb: getattr(import_module(f".{home}", __name__), verb) for verb, home in _HOME.items()}
+    globals().update(verbs)
+    return verbs[name]

@@ -1,6 +1,6 @@
 """Token ids in, token ids out. Knows nothing about text."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -13,7 +13,7 @@ from hetero.gguf import GGUFFile
 from hetero.model import Batch, Model
 from hetero.sampler import Sampler, Sampling
 from hetero.telemetry import Telemetry
-from hetero.weights import place_weights
+from hetero.weights import place_weights, read_ahead
 
 CHUNK = 512  # prompt tokens of one forward pass; chunks begin at absolute multiples of it
 
@@ -26,6 +26,9 @@ class Engine:
         self.cache = LatentCache(config, run, context)
         self.model: Model = place_weights(file, config, pool)
         self.telemetry = Telemetry()
+
+    def read_ahead(self, progress: Callable[[str, int, int], None]) -> None:
+        read_ahead(self.file, self.config, progress)
 
     def generate(
         self, ids: Sequence[int], sampling: Sampling | None = None, stop_ids: Iterable[int] = ()

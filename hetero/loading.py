@@ -1,42 +1,60 @@
-"""From a path to an engine and its tokenizer, refusing whatever cannot work before the weights are read."""
+"""From a path to an engine and its tokenizer, refusing what cannot work before kernels compile or weights are read."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cpu_kernels
 from hetero.config import ModelConfig, RunConfig
-from hetero.engine import Engine
 from hetero.errors import RequestError
-from hetero.gguf import open_gguf
+from hetero.gguf import GGUFFile, open_gguf
 from hetero.tensors import check_tensors
-from hetero.tokenizer import Tokenizer
-from hetero.weights import Progress, read_ahead
+
+if TYPE_CHECKING:
+    from hetero.engine import Engine
+    from hetero.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 8192
 
+Progress = Callable[[str, int, int], None]  # stage, done, total; total 0 where it is not known
 
-def load(path: str | Path, run: RunConfig | None = None, progress: Progress | None = None) -> tuple[Engine, Tokenizer]:
+
+def load(
+    path: str | Path, run: RunConfig | None = None, progress: Progress | None = None
+) -> "tuple[Engine, Tokenizer]":
     """Opens a GGUF (the first file of several), binds its weights, makes room for the cache.
 
-    `progress(stage, done, total)` is called as stages begin and while weights are read; without it, or where the weights
-    do not fit in free memory, they are read when they are first used.
+    `progress(stage, done, total)` is called as stages begin and while weights are read; without it, or where they do not
+    fit in free memory, weights are read when they are first used.
     Raises FileError, UnsupportedError, ResourceError, RequestError.
     """
-    run = run or RunConfig()
+    from cpu_kernels import CACHED, SUPPORTED
+
+    run, report = run or RunConfig(), progress or (lambda stage, done, total: None)
     file = open_gguf(path)
     try:
         config = ModelConfig.from_gguf(file)
-        check_tensors(file, config, cpu_kernels.SUPPORTED)
+        check_tensors(file, config, SUPPORTED)
         context = chosen_context(config, run)
-        tokenizer = Tokenizer.from_gguf(file)
+        report("preparing kernels" if CACHED else "compiling kernels for this CPU, once, about half a minute", 0, 0)
+        engine, tokenizer = _bind(file, config, run, context)
         if progress is not None:
-            read_ahead(file, config, progress)
-            progress("preparing kernels" if cpu_kernels.CACHED else "compiling kernels for this CPU, once", 0, 0)
-        engine = Engine(file, config, run, context, cpu_kernels.Pool(run.threads))
+            engine.read_ahead(progress)
+        report("first token", 0, 0)
         engine.model.rehearse(engine.cache.layers)
     except BaseException:
         file.close()
         raise
     return engine, tokenizer
+
+
+def _bind(file: GGUFFile, config: ModelConfig, run: RunConfig, context: int) -> "tuple[Engine, Tokenizer]":
+    """Imported here, not above: naming the kernels compiles them."""
+    from cpu_kernels import Pool
+    from hetero.engine import Engine
+    from hetero.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_gguf(file)
+    return Engine(file, config, run, context, Pool(run.threads)), tokenizer
 
 
 def chosen_context(config: ModelConfig, run: RunConfig) -> int:

@@ -13,8 +13,6 @@ from hetero.linear import Linear
 from hetero.model import Block, Model
 from hetero.moe import DenseFFN, GatedWeights, MoE, Router
 
-Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
-
 PAGE_BYTES = 4096
 READ_AHEAD_BYTES = 64 << 20
 
@@ -92,7 +90,7 @@ def place_weights(file: GGUFFile, config: ModelConfig, pool: Pool) -> Model:
     return Model(config, token_embd, blocks, weights.vector("output_norm.weight"), weights.linear(head))
 
 
-def read_ahead(file: GGUFFile, config: ModelConfig, progress: Progress) -> None:
+def read_ahead(file: GGUFFile, config: ModelConfig, progress: Callable[[str, int, int], None]) -> None:
     """Touches every page the forward pass will need, so that the first token does not wait for the disk.
 
     Left out where the weights do not fit in free memory: the pages would only push each other out.
