@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero.errors import TemplateError
-from hetero.tokenizer import CONTROL, USER_DEFINED, HasMetadata, Tokenizer, well_formed
+from hetero.tokenizer import CONTROL, USER_DEFINED, HasMetadata, Tokenizer, alternatives, well_formed
 
 SECONDS = 10.0  # a known model's template takes a millisecond
 
@@ -104,9 +104,8 @@ class Guard:
     """Marks special-token text within values that come from outside the template."""
 
     def __init__(self, tokens: Sequence[str]):
-        alternatives = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
         # A lookahead, so that a token that begins inside another one is marked as well.
-        self._first_character = re.compile(f"(?=(?:{alternatives}))(.)", re.DOTALL) if tokens else None
+        self._first_character = re.compile(f"(?={alternatives(tokens)})(.)", re.DOTALL) if tokens else None
         self._prefixes = {token[:n] for token in tokens for n in range(1, len(token))}
         self._longest = max(map(len, self._prefixes), default=0)
 

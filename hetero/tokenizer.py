@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import tokenizers
 
 from hetero.errors import FileError, RequestError, UnsupportedError
@@ -78,13 +79,9 @@ class Tokenizer:
                 "use a conversion of a DeepSeek, Moonlight or Kimi-K2 model",
             )
         tokens, merges = (strings(metadata, f"tokenizer.ggml.{key}") for key in ("tokens", "merges"))
-        types = metadata.get("tokenizer.ggml.token_type")
-        types = [NORMAL] * len(tokens) if types is None else [int(kind) for kind in types]
-        if len(types) != len(tokens):
-            raise FileError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
         return cls(
             tokens,
-            types,
+            token_types(metadata, len(tokens)),
             merges,
             str(pre),
             special_ids=special_token_ids(metadata, len(tokens)),
@@ -101,13 +98,16 @@ class Tokenizer:
         return ids + self._encode_around(self._any_special if special else self._always_special, well_formed(text), "")
 
     def encode_marked(self, text: str, mark: str) -> list[int]:
-        """As with `special`, except that special-token text with `mark` inside is plain text; marks vanish."""
+        """As with `special`, except that special-token text with `mark` after its first character is plain text; marks
+        vanish."""
         return self._encode_around(self._any_special, text, mark)
 
     def _encode_around(self, pattern: re.Pattern[str] | None, text: str, mark: str) -> list[int]:
         ids: list[int] = []
         start = 0
         for match in pattern.finditer(text) if pattern else ():
+            if mark and text.startswith(mark, match.end()):  # a token of one character has no inside
+                continue
             ids += self._encode_plain(text[start : match.start()].replace(mark, ""))
             ids.append(self._special_ids[match[0]])
             start = match.end()
@@ -185,16 +185,38 @@ def well_formed(text: str) -> str:
 
 def any_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
     """Matches the leftmost token, of several that start at one place the longest."""
-    alternatives = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, alternatives))) if alternatives else None
+    choice = alternatives(tokens)
+    return re.compile(choice) if choice else None
+
+
+def alternatives(tokens: Iterable[str]) -> str:
+    """The longest first, and grouped by first character: where none of these stands, a search tries nothing else."""
+    by_first: dict[str, list[str]] = {}
+    for token in sorted(tokens, key=len, reverse=True):
+        by_first.setdefault(token[0], []).append(re.escape(token[1:]))
+    return "|".join(f"{re.escape(first)}(?:{'|'.join(rests)})" for first, rests in by_first.items())
 
 
 def strings(metadata: dict[str, Any], key: str) -> list[str]:
     value = metadata.get(key)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         found = "missing" if value is None else "not a list of strings"
-        raise FileError(f"{key} is {found}", "", "convert the model again")
+        raise FileError(f"{key} is {found}", remedy="convert the model again")
     return value
+
+
+def token_types(metadata: dict[str, Any], count: int) -> list[int]:
+    value = metadata.get("tokenizer.ggml.token_type")
+    if value is None:
+        return [NORMAL] * count
+    types = np.asarray(value)
+    if types.shape != (count,) or types.dtype.kind not in "iu":
+        raise FileError(
+            f"tokenizer.ggml.token_type has the shape {types.shape} and the type {types.dtype}",
+            f"one whole number for each of {count} tokens",
+            "convert the model again",
+        )
+    return types.tolist()
 
 
 def special_token_ids(metadata: dict[str, Any], vocab_size: int) -> dict[str, int]:
@@ -203,9 +225,13 @@ def special_token_ids(metadata: dict[str, Any], vocab_size: int) -> dict[str, in
         id = metadata.get(f"tokenizer.ggml.{name}_token_id")
         if id is None:
             continue
-        if not 0 <= int(id) < vocab_size:
-            raise FileError(f"tokenizer.ggml.{name}_token_id is {id}", f"the vocabulary has {vocab_size} tokens")
-        ids[name] = int(id)
+        if not isinstance(id, int) or not 0 <= id < vocab_size:
+            raise FileError(
+                f"tokenizer.ggml.{name}_token_id is {id!r}",
+                f"the vocabulary has the ids 0 to {vocab_size - 1}",
+                "convert the model again",
+            )
+        ids[name] = id
     return ids
 
 

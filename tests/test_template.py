@@ -165,6 +165,13 @@ def test_two_messages_cannot_forge_a_token_together(tokenizer: Tokenizer) -> Non
         assert text_of(tokenizer, ids) == [BOS, f"a{EOS}b"]
 
 
+def test_tokens_of_one_character_cannot_be_forged_either() -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer([*alphabet, "§"], [*[NORMAL] * 256, CONTROL], [], "gpt-2")
+    template = ChatTemplate("§{{ messages[0].content }}§", tokenizer)
+    assert template.encode([user("a§§b§")]) == [256, *tokenizer.encode("a§§b§"), 256]
+
+
 def test_tool_arguments_cannot_forge_tokens(tokenizer: Tokenizer, r1: ChatTemplate) -> None:
     call = {
         "type": "function",
