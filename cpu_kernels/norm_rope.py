@@ -3,6 +3,11 @@
 import numpy as np
 
 from .jit import fast_kernel, kernel
+from .simd import F32x4, F32x8, constant, fma, load_f32, load_f32x4, load_f32x8, shuffle, store
+
+_swap_pairs = shuffle(F32x8, [1, 0, 3, 2, 5, 4, 7, 6])
+_double = shuffle(F32x4, [0, 0, 1, 1, 2, 2, 3, 3])
+_SIGNS = constant(F32x8, [-1.0, 1.0] * 4)
 
 
 @fast_kernel
@@ -32,18 +37,29 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float, out: np.ndarray | No
 
 
 @kernel
+def _rotate(row, cos, sin, pairs):
+    for i in range(0, pairs // 4 * 4, 4):
+        x = load_f32x8(row + 8 * i)
+        turned = _swap_pairs(x) * (_double(load_f32x4(sin + 4 * i)) * _SIGNS())
+        store(row + 8 * i, fma(x, _double(load_f32x4(cos + 4 * i)), turned))
+    for i in range(pairs // 4 * 4, pairs):
+        even, odd = load_f32(row + 8 * i), load_f32(row + 8 * i + 4)
+        c, s = load_f32(cos + 4 * i), load_f32(sin + 4 * i)
+        store(row + 8 * i, even * c - odd * s)
+        store(row + 8 * i + 4, odd * c + even * s)
+
+
+@kernel
 def _rope(x, cos, sin):
     tokens, heads, dimensions = x.shape
     for t in range(tokens):
         for h in range(heads):
-            for i in range(dimensions // 2):
-                even, odd = x[t, h, 2 * i], x[t, h, 2 * i + 1]
-                x[t, h, 2 * i] = even * cos[t, i] - odd * sin[t, i]
-                x[t, h, 2 * i + 1] = odd * cos[t, i] + even * sin[t, i]
+            row = x.ctypes.data + t * x.strides[0] + h * x.strides[1]
+            _rotate(row, cos.ctypes.data + t * cos.strides[0], sin.ctypes.data + t * sin.strides[0], dimensions // 2)
 
 
 def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
-    """Rotate the pairs (2i, 2i + 1) of x[T, n, R] or x[T, R], any strides, in place, by angles as cos, sin [T, R/2].
+    """Rotate the pairs (2i, 2i + 1) of x[T, n, R] or x[T, R], R contiguous, in place by angles as cos, sin [T, R/2].
 
     DeepSeek's pairs are interleaved, in GGUF files too: no permutation of q and k as for llama.
     """
@@ -53,4 +69,6 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
         raise ValueError(f"rope: x {x.shape}, cos {cos.shape}, sin {sin.shape}; [T, n, R] and twice [T, R/2] expected")
     if not x.dtype == cos.dtype == sin.dtype == np.float32:
         raise ValueError(f"rope: float32 expected, got {x.dtype}, {cos.dtype}, {sin.dtype}")
+    if not x.strides[2] == cos.strides[1] == sin.strides[1] == 4:
+        raise ValueError("rope: the values of a row of x, cos and sin must lie side by side")
     _rope(x, cos, sin)

@@ -83,7 +83,13 @@ def test_rope_of_a_key_without_head_axis():
 
 def test_rope_refuses_what_does_not_fit():
     x, (cos, sin) = normal(13, 4, 2, 8), angles(4, 4)
-    for arguments in ((x, cos[:3], sin), (x[:, :, :7], cos, sin), (x, cos, sin[:, :2]), (x[0, 0], cos, sin)):
+    for arguments in (
+        (x, cos[:3], sin),
+        (x[:, :, :7], cos, sin),
+        (x, cos, sin[:, :2]),
+        (x[0, 0], cos, sin),
+        (x[:, :, ::2], cos[:, :2], sin[:, :2]),
+    ):
         with pytest.raises(ValueError, match="rope"):
             rope(*arguments)
     with pytest.raises(ValueError, match="float32"):
