@@ -1,6 +1,6 @@
 """CPU kernels, compiled by numba for the CPU they run on. The verbs and their meaning are those of gpu_kernels.
 
-Importing this package compiles nothing; the modules of the verbs, and with them their jobs, load when one is first named.
+Importing this package compiles nothing; the modules of the verbs, and their jobs, load when one is first named.
 """
 
 from importlib import import_module

@@ -23,8 +23,8 @@ def load(
 ) -> "tuple[Engine, Tokenizer]":
     """Opens a GGUF (the first file of several), binds its weights, makes room for the cache.
 
-    `progress(stage, done, total)` is called as stages begin and while weights are read; without it, or where they do not
-    fit in free memory, weights are read when they are first used.
+    `progress(stage, done, total)` is called as stages begin and while weights are read. Without it, or where they do
+    not fit in free memory, weights are read when they are first used.
     Raises FileError, UnsupportedError, ResourceError, RequestError.
     """
     from cpu_kernels import CACHED, SUPPORTED
