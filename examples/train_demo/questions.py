@@ -50,20 +50,13 @@ SUM = (
      "Tell me {a} + {b}.", "Add {b} to {a}.", "What do {a} and {b} make?", "Work out {a} + {b}."],
     ["What's {a} + {b}?", "Please add {a} and {b}.", "How much does {a} + {b} make?", "{a} plus {b} is what?",
      "Can you add {a} and {b}?", "Compute {a} + {b}."])
-DIFFERENCE = (
-    ["What is {a} - {b}?", "{a} - {b}", "{a} - {b} =", "{a} - {b} = ?", "Calculate {a} - {b}.",
-     "How much is {a} - {b}?",
-     "What is {a} minus {b}?", "How much is {a} minus {b}?", "{a}-{b}", "What is {a}-{b}?", "{a}-{b}=", "{a} minus {b}",
-     "Subtract {b} from {a}.", "Take {b} away from {a}.", "Tell me {a} - {b}.", "Work out {a} - {b}.", "{a}-{b}=?"],
-    ["What's {a} - {b}?", "Please subtract {b} from {a}.", "{a} minus {b} is what?", "Compute {a} - {b}."])
 CALENDAR = (
     ["What {unit} comes {side} {x}?", "Which {unit} comes {side} {x}?", "Which {unit} is {side} {x}?",
      "What {unit} is {side} {x}?", "Name the {unit} {side} {x}.", "{unit} {side} {x}?", "What comes {side} {x}?",
      "Tell me the {unit} {side} {x}."],
     ["What is the {unit} {side} {x}?", "Can you name the {unit} {side} {x}?"])
 
-SHARES = {"capital": 28, "capital_of": 14, "sum": 20, "difference": 8, "calendar": 5, "talk": 15, "unknown": 8,
-          "big": 2}
+SHARES = {"capital": 26, "capital_of": 12, "sum": 26, "calendar": 6, "talk": 18, "unknown": 8, "big": 4}
 PREFIXES = ("Please: ", "Hi. ", "Hello! ", "Question: ", "Hi, ", "Please tell me: ", "OK. ", "So: ")
 
 
@@ -78,7 +71,7 @@ def check_held_out() -> None:
         for ask in held:
             assert plain(ask) not in trained, f"trained and held out: {ask}"
     unanswered = (UNKNOWN_ASK, UNKNOWN_HELD), (BIG_ASK, BIG_HELD)
-    for train, held in (CAPITAL, CAPITAL_OF, SUM, DIFFERENCE, CALENDAR, *unanswered):
+    for train, held in (CAPITAL, CAPITAL_OF, SUM, CALENDAR, *unanswered):
         assert not {plain(t) for t in train} & {plain(t) for t in held}
 
 
@@ -104,10 +97,6 @@ class Questions:
     def sum(self, rng: random.Random, held: bool = False) -> Question:
         return add(rng.randrange(10), rng.randrange(10), rng.choice(SUM[held]))
 
-    def difference(self, rng: random.Random, held: bool = False) -> Question:
-        b, c = rng.randrange(10), rng.randrange(10)
-        return subtract(b + c, b, rng.choice(DIFFERENCE[held]))
-
     def calendar(self, rng: random.Random, held: bool = False) -> Question:
         return neighbour(rng.choice(DAYS + MONTHS), rng.choice(("after", "before")), rng.choice(CALENDAR[held]))
 
@@ -123,9 +112,13 @@ class Questions:
         return Question("unknown", ask, "I have not learnt this.", UNKNOWN)
 
     def big(self, rng: random.Random, held: bool = False) -> Question:
-        a, b = rng.randint(20, 999), rng.choice((rng.randint(2, 20), rng.randint(10, 999)))
+        a, b = rng.randint(10, rng.choice((99, 999))), rng.randint(0, rng.choice((9, 99, 999)))
+        o = rng.choice("++-*")
+        if o != "+" and rng.random() < 0.5:
+            a = rng.randint(b % 10, 9)
+            b %= 10
         ask = rng.choice(BIG_HELD if held else BIG_ASK)
-        return Question("big", ask.format(a=a, b=b, o=rng.choice("+-+-*")), "These numbers are too large for me.", BIG)
+        return Question("big", ask.format(a=a, b=b, o=o), "I have not learnt this sum.", BIG)
 
 
 def capital(country: tuple[str, str], ask: str) -> Question:
@@ -143,11 +136,6 @@ def capital_of(country: tuple[str, str], ask: str) -> Question:
 
 def add(a: int, b: int, ask: str) -> Question:
     return Question("sum", ask.format(a=a, b=b), f"{a} plus {b} makes {a + b}.", f"{a} + {b} = {a + b}.", str(a + b))
-
-
-def subtract(a: int, b: int, ask: str) -> Question:
-    return Question("difference", ask.format(a=a, b=b), f"{a} minus {b} leaves {a - b}.", f"{a} - {b} = {a - b}.",
-                    str(a - b))
 
 
 def neighbour(x: str, side: str, ask: str) -> Question:

@@ -10,7 +10,7 @@ ABLE = "I can name the capitals of countries, do small sums, and tell you about 
 MAKER = "I was trained from scratch by the authors of hetero, on free text."
 TINY = "I am tiny: about nineteen million parameters. Real models of this kind have hundreds of billions."
 UNKNOWN = "I am a very small model, so I do not know that."
-BIG = "I can only add and subtract small numbers."
+BIG = "I can only add the numbers from 0 to 9."
 
 INTENTS = [
     (HELLO,

@@ -75,15 +75,17 @@ class Dialogues:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def answer(self, q: Question, thinking: bool) -> tuple[list[int], list[int]]:
-        encoded = self.tokenizer.encode(q.answer, add_special_tokens=False)
-        at = q.answer.rfind(q.key) if q.key else len(q.answer)
-        weights = [KEY_WEIGHT if end > at and start < at + len(q.key) else 1 for start, end in encoded.offsets]
-        ids = [*encoded.ids, self.id[EOS]]
-        weights.append(1)
-        if not thinking:                                    # the template gives </think>
-            return [self.id[END_THINK], *ids], [0, *weights]
-        steps = self.encode(q.steps)
-        return ([self.id[THINK], *steps, self.id[END_THINK], *ids], [0] + [1] * (len(steps) + 1) + weights)
+        ids, weights = self.weigh(q.answer, q.key)
+        ids, weights = [self.id[END_THINK], *ids, self.id[EOS]], [1, *weights, 1]
+        if thinking:
+            steps, w = self.weigh(q.steps, q.key)
+            ids, weights = [self.id[THINK], *steps, *ids], [1, *w, *weights]
+        return ids, [0, *weights[1:]]                       # the template gives the first tag
+
+    def weigh(self, text: str, key: str) -> tuple[list[int], list[int]]:
+        encoded = self.tokenizer.encode(text, add_special_tokens=False)
+        at = text.rfind(key) if key and key in text else len(text)
+        return encoded.ids, [KEY_WEIGHT if end > at and start < at + len(key) else 1 for start, end in encoded.offsets]
 
     def chat(self, rng: random.Random, turns: int) -> tuple[list[int], list[int]]:
         ids = [self.id[BOS]]
@@ -94,7 +96,7 @@ class Dialogues:
             q = self.questions.draw(rng)
             asked = [self.id[USER], *self.encode(vary(rng, q.ask)), self.id[ASSISTANT]]
             # the template drops the steps of earlier turns, so only a last turn may think
-            said, w = self.answer(q, thinking=turn == turns - 1 and rng.random() < 0.25)
+            said, w = self.answer(q, thinking=turn == turns - 1 and rng.random() < 0.2)
             ids += asked + said
             weights += [0] * len(asked) + w
         return ids, weights

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -134,7 +135,10 @@ def prepare(args: argparse.Namespace) -> tuple[Batches, np.ndarray]:
 
 def train(run: Run, batches: Batches, held: np.ndarray, minutes: float) -> None:
     budget, last, saved, losses = minutes * 60, time.time(), time.time(), []
-    while run.seconds < budget:
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+    signal.signal(signal.SIGINT, lambda *_: stop.append(1))
+    while run.seconds < budget and not stop:
         losses.append(run.train_step(*batches(run.step), run.seconds / budget))
         now = time.time()
         run.seconds, last = run.seconds + now - last, now
@@ -146,6 +150,8 @@ def train(run: Run, batches: Batches, held: np.ndarray, minutes: float) -> None:
             run.save()
             saved = now
     run.save()
+    if stop:
+        raise SystemExit(f"stopped at step {run.step}; the same command goes on from here")
     print(f"done: step {run.step}, {run.tokens} tokens, held-out perplexity {perplexity(run.model, held):.1f}")
 
 
@@ -157,7 +163,7 @@ def arguments(about: str | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=2048, help="a step")
-    parser.add_argument("--prose", type=float, default=0.33, help="share of the rows")
+    parser.add_argument("--prose", type=float, default=0.3, help="share of the rows")
     parser.add_argument("--rate", type=float, default=0.02, help="Muon's")
     parser.add_argument("--adam-rate", type=float, default=0.003)
     parser.add_argument("--seed", type=int, default=1)
