@@ -272,13 +272,11 @@ def _path(model: str) -> str:
 
 
 def _load(model: str, run: "RunConfig", screen: "Screen") -> "tuple[Engine, Tokenizer, ChatTemplate]":
-    from hetero import load
     from hetero.template import ChatTemplate
-    from hetero.terminal import LoadingBar
+    from hetero.terminal import load_shown
 
-    with LoadingBar(screen) as progress:
-        engine, tokenizer = load(_path(model), run, progress)
-        return engine, tokenizer, ChatTemplate.from_gguf(engine.file, tokenizer)
+    engine, tokenizer = load_shown(_path(model), run, screen)
+    return engine, tokenizer, ChatTemplate.from_gguf(engine.file, tokenizer)
 
 
 def _prompt_text(prompt: str | None) -> str:

@@ -6,19 +6,19 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from hetero.config import RunConfig
-from hetero.engine import Engine
 from hetero.errors import RequestError
-from hetero.loading import load
-from hetero.moe import MoE
 from hetero.perplexity import Scorer, evaluate, windows
-from hetero.reference import LlamaCpp
-from hetero.terminal import LoadingBar, Screen, StepBar
-from hetero.tokenizer import Tokenizer
+from hetero.reference import LlamaCpp, llama_cpp_api
+from hetero.terminal import Screen, StepBar, load_shown
+
+if TYPE_CHECKING:
+    from hetero.engine import Engine
+    from hetero.tokenizer import Tokenizer
 
 WINDOW = 512
 LLAMA_CPP = "llama.cpp"
@@ -40,8 +40,10 @@ class Evaluation:
 class ExpertCounter:
     """Scores as the engine does, and counts how often each expert of each MoE layer was chosen."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: "Engine"):
         self._engine = engine
+        from hetero.moe import MoE  # not above: see load_shown
+
         self._layers = [block.feed_forward for block in engine.model.blocks if isinstance(block.feed_forward, MoE)]
         self.counts = np.zeros((len(self._layers), engine.config.experts), np.int64)
         self.tokens = 0
@@ -64,6 +66,8 @@ def run_evaluation(what: Evaluation, run: RunConfig, screen: Screen) -> dict[str
     if window > (run.context or 0):
         raise RequestError(f"--window {window}", f"the context holds {run.context}", "raise --context")
     text = _read_text(what.text)
+    if what.reference == LLAMA_CPP:
+        llama_cpp_api(what.reference_kv or run.kv)  # what cannot work is refused before the weights are read
     if what.expert_counts:
         open(what.expert_counts, "a").close()  # better refused now than after an hour
     with ExitStack() as stack:
@@ -86,7 +90,7 @@ def run_evaluation(what: Evaluation, run: RunConfig, screen: Screen) -> dict[str
     return names | sizes | result | speed | {"approximations": [], "run": asdict(run)}
 
 
-def write_expert_counts(path: str, counter: ExpertCounter, engine: Engine) -> None:
+def write_expert_counts(path: str, counter: ExpertCounter, engine: "Engine") -> None:
     """`counts[i][e]`: how often expert e of block `first_layer` + i was chosen for one of `tokens` tokens."""
     document = {
         "model": engine.config.name,
@@ -125,15 +129,14 @@ def _read_text(path: str) -> str:
         raise RequestError(f"{path} is not UTF-8 (byte {error.start})", remedy="convert it with iconv") from error
 
 
-def _load(model: str, run: RunConfig, screen: Screen, stack: ExitStack) -> tuple[Engine, Tokenizer]:
-    with LoadingBar(screen) as progress:
-        engine, tokenizer = load(model, run, progress)
+def _load(model: str, run: RunConfig, screen: Screen, stack: ExitStack) -> "tuple[Engine, Tokenizer]":
+    engine, tokenizer = load_shown(model, run, screen)
     stack.enter_context(closing(engine))
     return engine, tokenizer
 
 
 def _reference(
-    what: Evaluation, run: RunConfig, screen: Screen, stack: ExitStack, tokenizer: Tokenizer
+    what: Evaluation, run: RunConfig, screen: Screen, stack: ExitStack, tokenizer: "Tokenizer"
 ) -> Scorer | None:
     kv = what.reference_kv or run.kv
     if what.reference == LLAMA_CPP:
@@ -147,5 +150,5 @@ def _reference(
     return engine
 
 
-def _same_vocabulary(a: Tokenizer, b: Tokenizer) -> bool:
+def _same_vocabulary(a: "Tokenizer", b: "Tokenizer") -> bool:
     return a.vocab_size == b.vocab_size and all(a.token_text(id) == b.token_text(id) for id in range(a.vocab_size))

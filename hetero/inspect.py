@@ -160,7 +160,7 @@ def _config_lines(report: dict[str, Any]) -> list[str]:
         return []
     values = {key: value for key, value in report["config"].items() if key not in ("name", "rope")}
     values |= {f"rope {key}": value for key, value in report["config"]["rope"].items()}
-    lines = ["config", *(f"  {key.replace('_', ' ')} = {value}" for key, value in values.items())]
+    lines = ["config", *(f"  {key.replace('_', ' ')} = {_shown(value)}" for key, value in values.items())]
     if report["inferred"]:
         lines.append(f"  inferred, not in the file: {', '.join(report['inferred'])}")
     return [*lines, ""]
@@ -169,5 +169,5 @@ def _config_lines(report: dict[str, Any]) -> list[str]:
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return f"[{value['length']:,} items]"
-    text = str(value).replace("\n", "\\n")
+    text = f"{value:g}" if isinstance(value, float) else str(value).replace("\n", "\\n")
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text):,} characters)"

@@ -19,9 +19,7 @@ class LlamaCpp:
     """One sequence on the CPU; `logits` starts from an empty cache each time."""
 
     def __init__(self, path: str | Path, *, context: int, kv: str, threads: int | None):
-        self._api = api = _import_api()
-        if kv not in KV_TYPES:
-            raise UnsupportedError(f"kv {kv} for llama.cpp", "f32 and f16 are exact there", "add --reference-kv f16")
+        self._api = api = llama_cpp_api(kv)
         self._silence = api.llama_log_callback(lambda level, text, user: None)  # kept: C holds a pointer to it
         api.llama_log_set(self._silence, ctypes.c_void_p(0))
         api.llama_backend_init()
@@ -57,7 +55,10 @@ class LlamaCpp:
         self._api.llama_model_free(self._model)
 
 
-def _import_api() -> Any:
+def llama_cpp_api(kv: str) -> Any:
+    """The package, if it is there and `kv` is a type it can be exact with."""
+    if kv not in KV_TYPES:
+        raise UnsupportedError(f"kv {kv} for llama.cpp", "f32 and f16 are exact there", "add --reference-kv f16")
     try:
         import llama_cpp
     except ImportError as error:

@@ -5,11 +5,17 @@ import sys
 from collections.abc import Iterable
 from time import perf_counter
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from hetero.thinking import Piece
+
+if TYPE_CHECKING:
+    from hetero.config import RunConfig
+    from hetero.engine import Engine
+    from hetero.tokenizer import Tokenizer
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 but \t and \n; DEL; C1
 
@@ -63,6 +69,18 @@ class Screen:
         self.err.out(f"hetero: {one_line(error)}")
 
 
+KERNELS = "preparing CPU kernels (compiled once, then cached)"
+
+
+def load_shown(path: str, run: "RunConfig", screen: Screen) -> "tuple[Engine, Tokenizer]":
+    """hetero.load, with a person watching."""
+    with LoadingBar(screen) as progress:
+        progress(KERNELS, 0, 0)
+        from hetero.loading import load  # here, because on a machine's first run this import compiles for a minute
+
+        return load(path, run, progress)
+
+
 class LoadingBar:
     """`progress(stage, done, total)` for hetero.load: a bar on a terminal's stderr, then what took how long."""
 
@@ -88,7 +106,7 @@ class LoadingBar:
         self._bar.stop()
         self._begin("")
         if kind is None and self._screen.err.is_terminal:
-            parts = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self._seconds.items())
+            parts = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self._seconds.items() if seconds >= 0.1)
             self._screen.note(f"loaded in {sum(self._seconds.values()):.1f} s ({parts})")
 
     def _begin(self, stage: str) -> None:

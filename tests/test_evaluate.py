@@ -1,14 +1,25 @@
 """Perplexity and divergence against closed forms and a naive twin; then on the engine, beside llama.cpp."""
 
+import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hetero.errors import RequestError
+from hetero import load
+from hetero.config import RunConfig
+from hetero.errors import HeteroError, RequestError, UnsupportedError
+from hetero.evaluate import Evaluation, describe, run_evaluation
 from hetero.perplexity import evaluate, windows
+from hetero.terminal import Screen
+from tests.model_shapes import SHAPES
+
+ModelFile = Callable[..., Path]
 
 VOCABULARY = 50
 
@@ -104,3 +115,101 @@ def test_progress_tells_the_perplexity_so_far() -> None:
     seen = []
     evaluate(windows(counting(60), 20, None, None), Guesser(0.5), progress=lambda *step: seen.append(step))
     assert seen == [(at, 3, "perplexity 2.0000") for at in (1, 2, 3)]
+
+
+# From here on the real engine, on random weights: perplexities of thousands, but the same ones everywhere.
+
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 16
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return str(path)
+
+
+def run(what: Evaluation, config: RunConfig | None = None) -> dict[str, Any]:
+    return run_evaluation(what, config or RunConfig(kv="f32", threads=1), Screen())
+
+
+def test_engine_agrees_with_llama_cpp(model_file: ModelFile, text_file: str) -> None:
+    model = str(model_file("tiny", "F32"))
+    result = run(Evaluation(model, text_file, window=64, reference="llama.cpp"))
+    reference = result["reference"]
+    assert result["scored_tokens"] == reference["scored_tokens"] == result["windows"] * 31 > 100
+    assert result["perplexity"] == pytest.approx(reference["perplexity"], rel=1e-4)
+    assert reference["kl_mean"] < 1e-7
+    assert reference["top1_agreement"] == 1.0
+
+
+def test_perplexity_is_that_of_the_engine(model_file: ModelFile, text_file: str) -> None:
+    """A naive twin of windows and log-softmax, on the engine's own logits."""
+    model = str(model_file("tiny", "Q4_K"))
+    result = run(Evaluation(model, text_file, window=64))
+    engine, tokenizer = load(model, RunConfig(kv="f32", threads=1, context=64))
+    ids, losses = tokenizer.encode(TEXT, bos=True), []
+    for start in range(0, len(ids) - 63, 64):
+        logits = engine.logits([tokenizer.bos_id or 0, *ids[start + 1 : start + 64]]).astype(np.float64)
+        for at in range(32, 63):
+            losses.append(
+                math.log(np.exp(logits[at] - logits[at].max()).sum())
+                + logits[at].max()
+                - logits[at][ids[start + at + 1]]
+            )
+    engine.close()
+    assert result["loss"] == pytest.approx(np.mean(losses), rel=1e-9)
+    assert (result["tokens"], result["scored_tokens"]) == (len(ids), len(losses))
+    assert result["approximations"] == []
+
+
+def test_another_kv_type_is_another_run(model_file: ModelFile, text_file: str) -> None:
+    model = str(model_file("tiny", "Q4_K"))
+    result = run(Evaluation(model, text_file, window=64, reference_kv="q8_0"))
+    assert result["reference"]["kv"] == "q8_0"
+    assert 0 < result["reference"]["kl_mean"] < 1
+    same = run(Evaluation(model, text_file, window=64, reference=model))
+    assert same["reference"]["kl_max"] == 0.0 and same["reference"]["top1_agreement"] == 1.0
+    assert "KL divergence from it: mean 0," in describe(same)
+
+
+def test_expert_counts(model_file: ModelFile, text_file: str, tmp_path: Path) -> None:
+    model, counts = str(model_file("tiny", "Q4_K")), tmp_path / "counts.json"
+    what = Evaluation(model, text_file, window=600, expert_counts=str(counts))
+    result = run(what, RunConfig(kv="f32", threads=1, context=1024))
+    plain = run(Evaluation(model, text_file, window=600), RunConfig(kv="f32", threads=1, context=1024))
+    assert result["loss"] == plain["loss"], "counting changes nothing"
+    document, shape = json.loads(counts.read_text()), SHAPES["tiny"]
+    assert document["tokens"] == result["window"] > 512, "more than one chunk of the engine's"
+    assert document["first_layer"] == shape.dense_layers
+    assert len(document["counts"]) == shape.layers - shape.dense_layers
+    for row in document["counts"]:
+        assert len(row) == shape.experts and sum(row) == document["tokens"] * shape.experts_used
+
+
+def test_another_vocabulary_is_refused(model_file: ModelFile, text_file: str) -> None:
+    model, other = str(model_file("tiny", "Q4_K")), str(model_file("tiny", "Q4_K", vocab=768))
+    with pytest.raises(RequestError, match="another vocabulary"):
+        run(Evaluation(model, text_file, window=64, reference=other))
+
+
+def test_llama_cpp_is_refused_before_anything_is_loaded(text_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    what = Evaluation("/nowhere.gguf", text_file, reference="llama.cpp")
+    with pytest.raises(UnsupportedError, match="--reference-kv f16"):
+        run(what, RunConfig(kv="q8_0"))
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(UnsupportedError, match=r"pip install 'hetero\[llama\]'"):
+        run(what)
+
+
+def test_bad_texts_and_windows(tmp_path: Path, text_file: str) -> None:
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("café".encode("latin-1"))
+    with pytest.raises(RequestError, match=r"not UTF-8 \(byte 3\)"):
+        run(Evaluation("/nowhere.gguf", str(latin)))
+    with pytest.raises(RequestError, match="raise --context"):
+        run(Evaluation("/nowhere.gguf", text_file, window=600), RunConfig(context=512))
+    with pytest.raises(OSError, match="nowhere"):
+        run(Evaluation("/nowhere.gguf", text_file, expert_counts="/nowhere/counts.json"))
+    with pytest.raises(HeteroError, match="nowhere"):
+        run(Evaluation("/nowhere.gguf", text_file))
