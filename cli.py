@@ -272,8 +272,8 @@ def _path(model: str) -> str:
 
 
 def _load(model: str, run: "RunConfig", screen: "Screen") -> "tuple[Engine, Tokenizer, ChatTemplate]":
+    from hetero.progress import load_shown
     from hetero.template import ChatTemplate
-    from hetero.terminal import load_shown
 
     engine, tokenizer = load_shown(_path(model), run, screen)
     return engine, tokenizer, ChatTemplate.from_gguf(engine.file, tokenizer)

@@ -13,8 +13,9 @@ import numpy as np
 from hetero.config import RunConfig
 from hetero.errors import RequestError
 from hetero.perplexity import Scorer, evaluate, windows
+from hetero.progress import StepBar, load_shown
 from hetero.reference import LlamaCpp, llama_cpp_api
-from hetero.terminal import Screen, StepBar, load_shown
+from hetero.terminal import Screen
 
 if TYPE_CHECKING:
     from hetero.engine import Engine
@@ -42,7 +43,7 @@ class ExpertCounter:
 
     def __init__(self, engine: "Engine"):
         self._engine = engine
-        from hetero.moe import MoE  # not above: see load_shown
+        from hetero.moe import MoE  # not above: it compiles kernels
 
         self._layers = [block.feed_forward for block in engine.model.blocks if isinstance(block.feed_forward, MoE)]
         self.counts = np.zeros((len(self._layers), engine.config.experts), np.int64)

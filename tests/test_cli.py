@@ -44,14 +44,14 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """Makes hetero.loading.load hand out an engine that recites; the dictionary holds what it was asked for."""
+    """Makes hetero.progress.load hand out an engine that recites; the dictionary holds what it was asked for."""
     asked: dict[str, object] = {}
 
     def load(path: str, run: RunConfig, progress: object) -> tuple[FakeEngine, FakeTokenizer]:
         asked.update(path=path, run=run, engine=FakeEngine(["Paris.", "Four."], context=run.context or 1000))
         return asked["engine"], FakeTokenizer()  # type: ignore[return-value]
 
-    monkeypatch.setattr("hetero.loading.load", load)
+    monkeypatch.setattr("hetero.progress.load", load)
     monkeypatch.setattr(ChatTemplate, "from_gguf", lambda file, tokenizer: FakeTemplate())
     return asked
 

@@ -21,7 +21,7 @@ ROWS = [
     ["weights"],
     ["engine"],
     ["loading"],
-    ["terminal", "prompt", "conversation", "generate", "chat", "perplexity", "reference", "evaluate"],
+    ["terminal", "progress", "prompt", "conversation", "generate", "chat", "perplexity", "reference", "evaluate"],
 ]
 ONLY_IN = {"numba": "cpu_kernels", "llvmlite": "cpu_kernels", "triton": "gpu_kernels", "typer": "cli"}
 
