@@ -52,9 +52,9 @@ SHAPES = {
     "v2-ungrouped": Shape(**V2_ROUTER, **UNGROUPED, weights_scale=1.0),
     "v2-lite": Shape(**V2_ROUTER, **THIN, weights_scale=1.0, shared_experts=2),
     "moonlight": Shape(**THIN, weights_scale=2.446, yarn_factor=1.0),
-    # long rows, some not a multiple of 256
+    # longer rows, some not a multiple of 256
     "wide": Shape(
-        hidden=1024, layers=2, inter=1408, q_lora=512, experts=8, experts_used=2, moe_inter=704, groups=2, groups_used=1
+        hidden=768, layers=2, inter=1408, q_lora=512, experts=8, experts_used=2, moe_inter=352, groups=2, groups_used=1
     ),
     # V2-Lite's dimensions with V3's routing
     "lite": Shape(

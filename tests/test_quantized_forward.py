@@ -9,6 +9,7 @@ import pytest
 
 import hetero
 from tests.deviation import median_token_error
+from tests.forward_runs import token_by_token
 from tests.model_files import TYPES
 from tests.prompts import prompt
 
@@ -18,16 +19,22 @@ ROUNDING = 2e-6
 
 
 def assert_no_worse_than_llama_cpp(path, reference, llama_cpp):
+    exact = np.concatenate([reference(path, ids) for ids in PROMPTS])
+    theirs = median_token_error(np.concatenate([llama_cpp(path, ids) for ids in PROMPTS]), exact)
     engine, _ = hetero.load(path, hetero.RunConfig(kv="f32", context=128, threads=2))
     try:
-        logits = np.concatenate([engine.logits(ids) for ids in PROMPTS])
+        absorbed = [engine.logits(ids) for ids in PROMPTS]
+        # other kernels, so other roundings; how far they lie apart is less noisy than either's error over one prompt
+        apart = median_token_error(token_by_token(engine, PROMPTS[0]), absorbed[0])
+        engine.model.absorbed_limit = 0
+        expanded = [engine.logits(ids) for ids in PROMPTS]
     finally:
         engine.close()
-    exact = np.concatenate([reference(path, ids) for ids in PROMPTS])
-    ours = median_token_error(logits, exact)
-    theirs = median_token_error(np.concatenate([llama_cpp(path, ids) for ids in PROMPTS]), exact)
-    print(f"median error per token: ours {ours:.2e}, llama.cpp {theirs:.2e}")
-    assert ours <= max(1.1 * theirs, ROUNDING)
+    ours = [median_token_error(np.concatenate(logits), exact) for logits in (absorbed, expanded)]
+    print(f"median error per token: absorbed {ours[0]:.2e}, expanded {ours[1]:.2e}, llama.cpp {theirs:.2e}")
+    print(f"token by token against all at once: {apart:.2e}")
+    assert max(ours) <= max(1.1 * theirs, ROUNDING)
+    assert apart <= max(theirs, ROUNDING)
 
 
 @pytest.mark.parametrize("type", TYPES)
