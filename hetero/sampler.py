@@ -92,6 +92,8 @@ class Sampler:
     def __init__(self, sampling: Sampling, vocab_size: int):
         self.sampling, self.vocab_size = sampling, vocab_size
         self._random = np.random.Generator(np.random.PCG64(sampling.seed))
+        self._all_ids = np.arange(vocab_size)
+        self._all_ids.flags.writeable = False
         self._bias_ids = np.array(list(sampling.logit_bias), np.int64)
         self._bias = np.array(list(sampling.logit_bias.values()), np.float64)
         for id in sampling.logit_bias:
@@ -161,8 +163,11 @@ class Sampler:
     def _candidates(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Ids in ascending order, and probabilities up to a common factor."""
         s = self.sampling
-        ids = largest(logits, s.top_k) if 0 < s.top_k < self.vocab_size else np.arange(self.vocab_size)
-        weights = logits.take(ids).astype(np.float64)
+        ids = self._all_ids
+        if 0 < s.top_k < self.vocab_size:
+            ids = largest(logits, s.top_k)
+            logits = logits[ids]
+        weights = logits.astype(np.float64)
         weights -= weights.max()
         with np.errstate(over="ignore"):  # to -inf
             weights /= s.temperature

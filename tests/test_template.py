@@ -287,7 +287,23 @@ def test_threads_share_a_template(r1: ChatTemplate) -> None:
     assert answers == {n: f"{BOS}{USER}{n}{ASSISTANT}" for n in range(8)}
 
 
-def test_an_interrupted_answer_is_never_the_next_one(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """Every process that is started, as it is started."""
+    started: list[subprocess.Popen[bytes]] = []
+    popen: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen
+
+    def record(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", record)
+    return started
+
+
+def test_an_interrupted_answer_is_never_the_next_one(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, processes: list[subprocess.Popen[bytes]]
+) -> None:
     template = ChatTemplate("{{ messages[0].content }}", tokenizer)
     assert template.render([user("first")]) == "first"
 
@@ -299,21 +315,16 @@ def test_an_interrupted_answer_is_never_the_next_one(tokenizer: Tokenizer, monke
         with pytest.raises(KeyboardInterrupt):
             template.render([user("second")])
     assert template.render([user("third")]) == "third"
+    first, second = processes
+    assert first.wait(timeout=60) != 0, "what it was busy with is given up"
+    assert second.poll() is None
 
 
-def test_no_process_outlives_its_template(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[subprocess.Popen[bytes]] = []
-    popen: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen
-
-    def record(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        started.append(popen(*arguments, **options))
-        return started[-1]
-
-    monkeypatch.setattr(subprocess, "Popen", record)
+def test_no_process_outlives_its_template(tokenizer: Tokenizer, processes: list[subprocess.Popen[bytes]]) -> None:
     template = ChatTemplate("ok", tokenizer)
-    assert not started, "a template that is never used costs nothing"
+    assert not processes, "a template that is never used costs nothing"
     assert template.render([]) == template.render([]) == "ok"
-    (process,) = started
+    (process,) = processes
     assert process.poll() is None
     del template
     gc.collect()
