@@ -7,6 +7,7 @@ LLVM IR that compiles for any CPU, except `dot_unsigned`, `dot_signed` and `look
 
 import operator
 import os
+import platform
 from collections.abc import Sequence
 
 import llvmlite.binding as llvm
@@ -25,7 +26,6 @@ _ELEMENTS = {
     "i8": ir.IntType(8),
     "i16": ir.IntType(16),
     "i32": ir.IntType(32),
-    "f16": ir.HalfType(),
     "f32": ir.FloatType(),
 }
 _SCALARS = {"i8": types.int8, "i16": types.int16, "i32": types.int32, "f32": types.float32}
@@ -34,10 +34,11 @@ _SCALARS = {"i8": types.int8, "i16": types.int16, "i32": types.int32, "f32": typ
 def _cpu_features() -> frozenset[str]:
     """What the compiler may emit: the host's flags, or those of the CPU that NUMBA_CPU_NAME asks to compile for."""
     name = os.environ.get("NUMBA_CPU_NAME", "")
-    if name in ("", "host") and "NUMBA_CPU_FEATURES" not in os.environ:
+    if not name and "NUMBA_CPU_FEATURES" not in os.environ:
         return frozenset(flag for flag, present in llvm.get_host_cpu_features().items() if present)
     declared = os.environ.get("NUMBA_CPU_FEATURES", "").split(",")
-    known = {"znver3": {"avx2", "fma"}, "haswell": {"avx2", "fma"}, "znver4": {"avx2", "fma", "avx512vnni", "avx512vl"}}
+    avx2 = {"avx2", "fma", "f16c"}
+    known = {"haswell": avx2, "znver3": avx2, "znver4": avx2 | {"avx512vnni", "avx512vl"}}
     return frozenset({flag[1:] for flag in declared if flag.startswith("+")} | known.get(name, set()))
 
 
@@ -45,6 +46,7 @@ FEATURES = _cpu_features()
 AVX2 = "avx2" in FEATURES
 VNNI = AVX2 and {"avx512vnni", "avx512vl"} <= FEATURES
 NEON_DOT = "dotprod" in FEATURES
+HALF = "f16c" in FEATURES or platform.machine() == "aarch64"
 
 
 class Vector(types.Type):
@@ -68,7 +70,6 @@ class _VectorModel(models.PrimitiveModel):
 I8x4, I8x8, I8x16, I8x32 = (Vector("i8", n) for n in (4, 8, 16, 32))
 I16x4, I16x8, I16x16 = (Vector("i16", n) for n in (4, 8, 16))
 I32x8 = Vector("i32", 8)
-F16x8 = Vector("f16", 8)
 F32x2, F32x4, F32x8 = (Vector("f32", n) for n in (2, 4, 8))
 
 
@@ -160,7 +161,7 @@ def _joiner(half, whole):
 
 load_i8x4, load_i8x8, load_i8x16, load_i8x32 = _loader(I8x4), _loader(I8x8), _loader(I8x16), _loader(I8x32)
 load_i16x8, load_i16x16, load_i32x8 = _loader(I16x8), _loader(I16x16), _loader(I32x8)
-load_f16x8, load_f32x2, load_f32x4, load_f32x8 = _loader(F16x8), _loader(F32x2), _loader(F32x4), _loader(F32x8)
+load_f32x2, load_f32x4, load_f32x8 = _loader(F32x2), _loader(F32x4), _loader(F32x8)
 load_u8 = _scalar_loader(types.int64, ir.IntType(8), lambda b, v: b.zext(v, ir.IntType(64)))
 load_i8 = _scalar_loader(types.int64, ir.IntType(8), lambda b, v: b.sext(v, ir.IntType(64)))
 load_u16 = _scalar_loader(types.int64, ir.IntType(16), lambda b, v: b.zext(v, ir.IntType(64)))
@@ -168,27 +169,45 @@ load_u32 = _scalar_loader(types.int64, ir.IntType(32), lambda b, v: b.zext(v, ir
 load_i64 = _scalar_loader(types.int64, ir.IntType(64))
 load_i32 = _scalar_loader(types.int64, _I32, lambda b, v: b.sext(v, ir.IntType(64)))
 load_f32 = _scalar_loader(types.float32, ir.FloatType())
-load_f16 = _scalar_loader(types.float32, ir.HalfType(), lambda b, v: b.fpext(v, ir.FloatType()))
 
-def _bf16(builder, value, target):
-    """The upper 16 bits of a float32."""
-    wide = builder.zext(value, target)
-    shift = ir.Constant(target, [_I32(16)] * 8) if isinstance(target, ir.VectorType) else _I32(16)
-    return builder.shl(wide, shift)
+def _as_lanes(of, value: int):
+    return ir.Constant(of, [_I32(value)] * 8 if isinstance(of, ir.VectorType) else value)
 
 
-def _load_bf16(builder, address, element, integer, real):
-    value = builder.load(_pointer(builder, address), typ=element)
-    value.align = 1
-    return builder.bitcast(_bf16(builder, value, integer), real)
+def _extend_bf16(builder, bits, integer, real):
+    """A bfloat16 is the upper half of a float32."""
+    return builder.bitcast(builder.shl(builder.zext(bits, integer), _as_lanes(integer, 16)), real)
 
 
-load_bf16 = _unary(
-    types.int64, types.float32, lambda b, address: _load_bf16(b, address, ir.IntType(16), _I32, ir.FloatType())
-)
-load_bf16x8 = _unary(
-    types.int64, F32x8, lambda b, address: _load_bf16(b, address, I16x8.llvm, I32x8.llvm, F32x8.llvm)
-)
+def _extend_f16(builder, bits, integer, real):
+    """One instruction, or on CPUs without it: move the exponent to its place, then rebias it by an exact product."""
+    if HALF:
+        half = ir.VectorType(ir.HalfType(), 8) if isinstance(real, ir.VectorType) else ir.HalfType()
+        return builder.fpext(builder.bitcast(bits, half), real)
+    wide = builder.zext(bits, integer)
+    magnitude = builder.shl(builder.and_(wide, _as_lanes(integer, 0x7FFF)), _as_lanes(integer, 13))
+    rebias = builder.bitcast(_as_lanes(integer, (127 + 112) << 23), real)  # 2^112
+    value = builder.bitcast(builder.fmul(builder.bitcast(magnitude, real), rebias), integer)
+    infinite = builder.icmp_unsigned(">=", magnitude, _as_lanes(integer, 0x7C00 << 13))
+    value = builder.select(infinite, builder.or_(value, _as_lanes(integer, 0x7F800000)), value)
+    sign = builder.shl(builder.and_(wide, _as_lanes(integer, 0x8000)), _as_lanes(integer, 16))
+    return builder.bitcast(builder.or_(value, sign), real)
+
+
+def _half_loader(result, bits, integer, real, extend):
+    """Loads 16-bit floats of either kind as float32."""
+
+    def emit(builder, address):
+        value = builder.load(_pointer(builder, address), typ=bits)
+        value.align = 1
+        return extend(builder, value, integer, real)
+
+    return _unary(types.int64, result, emit)
+
+
+_ONE, _EIGHT = (types.float32, ir.IntType(16), _I32, ir.FloatType()), (F32x8, I16x8.llvm, I32x8.llvm, F32x8.llvm)
+load_f16, load_f16x8 = _half_loader(*_ONE, _extend_f16), _half_loader(*_EIGHT, _extend_f16)
+load_bf16, load_bf16x8 = _half_loader(*_ONE, _extend_bf16), _half_loader(*_EIGHT, _extend_bf16)
 
 
 @intrinsic
@@ -270,7 +289,6 @@ i32_from_u8 = _conversion("zext", I8x8, I32x8)
 i32_from_u16 = _conversion("zext", I16x8, I32x8)
 i8_from_i32 = _conversion("trunc", I32x8, I8x8)
 f32_from_i32 = _conversion("sitofp", I32x8, F32x8)
-f32_from_f16 = _conversion("fpext", F16x8, F32x8)
 f32_bits = _conversion("bitcast", I32x8, F32x8)
 i32_bits = _conversion("bitcast", F32x8, I32x8)
 f32_from_bits = _unary(types.int32, types.float32, lambda builder, a: builder.bitcast(a, ir.FloatType()))

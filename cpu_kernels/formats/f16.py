@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..jit import dot_kernel, unpack_kernel
-from ..simd import f32_from_f16, fma, load_f16, load_f16x8, load_f32, load_f32x8, reduce_add, splat_f32x8, store
+from ..simd import fma, load_f16, load_f16x8, load_f32, load_f32x8, reduce_add, splat_f32x8, store
 
 VALUES, BYTES = 1, 2
 FLOAT, MINIMUM = True, False
@@ -16,8 +16,8 @@ def dot(weights, stride, rows, columns, x, y):
         w = weights + row * stride
         even = odd = zero
         for i in range(0, columns - 15, 16):
-            even = fma(f32_from_f16(load_f16x8(w + 2 * i)), load_f32x8(x + 4 * i), even)
-            odd = fma(f32_from_f16(load_f16x8(w + 2 * (i + 8))), load_f32x8(x + 4 * (i + 8)), odd)
+            even = fma(load_f16x8(w + 2 * i), load_f32x8(x + 4 * i), even)
+            odd = fma(load_f16x8(w + 2 * (i + 8)), load_f32x8(x + 4 * (i + 8)), odd)
         total = reduce_add(even + odd)
         for i in range(columns // 16 * 16, columns):
             total += load_f16(w + 2 * i) * load_f32(x + 4 * i)
@@ -27,6 +27,6 @@ def dot(weights, stride, rows, columns, x, y):
 @unpack_kernel
 def unpack(row, columns, panel):
     for i in range(0, columns - 7, 8):
-        store(panel + 4 * i, f32_from_f16(load_f16x8(row + 2 * i)))
+        store(panel + 4 * i, load_f16x8(row + 2 * i))
     for i in range(columns // 8 * 8, columns):
         store(panel + 4 * i, load_f16(row + 2 * i))

@@ -1,0 +1,52 @@
+"""Weight matrices with every bit pattern a file may hold, and what they stand for."""
+
+import gguf
+import numpy as np
+
+from cpu_kernels import Matrix
+
+FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+# Where a block's f16 scales stand.
+SCALES = {
+    "Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,),
+    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,),
+}  # fmt: skip
+
+
+def random_weights(type: str, shape: tuple[int, ...], rng: np.random.Generator, scale: float = 0.02) -> np.ndarray:
+    """uint8 [..., row bytes]: all bytes random except the scales, which have both signs and now and then are 0."""
+    *outer, columns = shape
+    if type in FLOATS:
+        values = rng.standard_normal(shape, np.float32)
+        if type == "BF16":
+            values = (values.view(np.uint32) >> 16).astype(np.uint16)
+        return values.astype(FLOATS[type]).view(np.uint8)
+    block_values, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type]]
+    blocks = rng.integers(0, 256, (*outer, columns // block_values, block_bytes), np.uint8)
+    for offset in SCALES[type]:
+        scales = rng.standard_normal(blocks.shape[:-1]) * scale * (rng.random(blocks.shape[:-1]) > 0.05)
+        blocks[..., offset : offset + 2] = scales.astype(np.float16)[..., None].view(np.uint8)
+    return blocks.reshape(*outer, -1)
+
+
+def values_of(data: np.ndarray, type: str) -> np.ndarray:
+    """The gguf package's dequantization, float32."""
+    source = data.view(FLOATS[type]) if type in ("F32", "F16") else data
+    return gguf.quants.dequantize(source, gguf.GGMLQuantizationType[type]).astype(np.float32)
+
+
+def random_matrix(type: str, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Matrix, np.ndarray]:
+    """A Matrix and its weights in float64."""
+    data = random_weights(type, shape, rng)
+    return Matrix(data, type, shape[-1]), values_of(data, type).astype(np.float64)
+
+
+def as_multiplied(x: np.ndarray, matrix: Matrix) -> np.ndarray:
+    """Activations as a matrix of this type sees them, float64: f32, or rounded to 8 bits in blocks of 32 values."""
+    if matrix.type in FLOATS:
+        return x.astype(np.float64)
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
+    peak = np.abs(blocks).max(axis=-1, keepdims=True)
+    factor = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak > 0)
+    scale = peak / np.float32(127)
+    return (np.rint(blocks * factor).astype(np.float64) * scale).reshape(x.shape)

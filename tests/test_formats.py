@@ -1,0 +1,142 @@
+"""Every weight format: exact dequantization, and products against float64."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from cpu_kernels import SUPPORTED, Matrix, Pool, dequantize, embed, linear
+from cpu_kernels.matrix import load_format
+from tests.random_weights import as_multiplied, random_matrix, random_weights, values_of
+
+TYPES = sorted(SUPPORTED)
+# Row lengths: one block; several with an odd number of 32s; for plain numbers also no multiple of anything.
+COLUMNS = {"F32": 83, "F16": 83, "BF16": 83, **{type: 768 for type in TYPES if "K" in type or type == "IQ4_XS"}}
+
+
+def columns_of(type: str) -> int:
+    return COLUMNS.get(type, 288)
+
+
+def test_every_type_of_the_issue_is_supported():
+    assert {
+        "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+        "IQ4_NL", "IQ4_XS",
+    } == SUPPORTED  # fmt: skip
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_block_sizes_are_those_of_the_gguf_package(type):
+    form = load_format(type)
+    assert (form.VALUES, form.BYTES) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type]]
+
+
+@pytest.mark.parametrize("scale", [0.02, 1e-7, 2000.0])  # ordinary, subnormal in f16, huge
+@pytest.mark.parametrize("type", TYPES)
+def test_dequantize_is_bit_exact(type, scale):
+    rng = np.random.default_rng(1)
+    data = random_weights(type, (3, 7, columns_of(type)), rng, scale)
+    matrix = Matrix(data, type, columns_of(type))
+    expected = values_of(data, type).view(np.uint32)
+    np.testing.assert_array_equal(dequantize(matrix).view(np.uint32), expected)
+    np.testing.assert_array_equal(dequantize(matrix, 2, slice(1, 5)).view(np.uint32), expected[2, 1:5])
+    np.testing.assert_array_equal(embed(matrix, [6, 0, 6]).view(np.uint32), expected[0, [6, 0, 6]])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("type", TYPES)
+def test_products_match_float64(type, threads):
+    rng = np.random.default_rng(2)
+    matrix, weights = random_matrix(type, (37, columns_of(type)), rng)
+    with Pool(threads) as pool:
+        for tokens in (1, 2, 3, 4, 5, 17, 64):
+            x = rng.standard_normal((tokens, columns_of(type)), np.float32)
+            expected = as_multiplied(x, matrix) @ weights.T
+            np.testing.assert_allclose(linear(pool, matrix, x), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_extreme_codes_do_not_overflow(type):
+    """All bytes 0x00, 0x80, 0xFF with activations at the ends of their range: the largest sums that can occur."""
+    columns = columns_of(type)
+    rng = np.random.default_rng(3)
+    data = random_weights(type, (6, columns), rng)
+    if type not in ("F32", "F16", "BF16"):
+        sample = random_weights(type, (6, columns), rng)
+        fresh = np.repeat(np.array([0, 0x80, 0xFF, 0x7F, 0x0F, 0xF0], np.uint8), data.shape[1]).reshape(data.shape)
+        changed = sample != 0  # scales must stay finite: take them from random blocks
+        from tests.random_weights import SCALES
+
+        blocks = fresh.reshape(6, -1, load_format(type).BYTES)
+        scales = sample.reshape(blocks.shape)
+        for offset in SCALES[type]:
+            blocks[..., offset : offset + 2] = scales[..., offset : offset + 2]
+        assert changed.any()
+        data = fresh
+    matrix = Matrix(data, type, columns)
+    weights = values_of(data, type).astype(np.float64)
+    x = np.where(rng.random((5, columns)) < 0.5, -1.0, 1.0).astype(np.float32)
+    x[0] = 1.0
+    expected = x.astype(np.float64) @ weights.T
+    with Pool(1) as pool:
+        for part in (x, x[:1]):
+            got = linear(pool, matrix, part)
+            np.testing.assert_allclose(got, expected[: len(part)], rtol=0, atol=2e-6 * np.abs(weights).sum(1).max())
+
+
+def test_weights_may_be_read_only_strided_and_mapped(tmp_path: Path):
+    rng = np.random.default_rng(4)
+    data = random_weights("Q4_K", (4, 9, 512), rng)
+    path = tmp_path / "weights"
+    path.write_bytes(np.pad(data, ((0, 0), (0, 3), (0, 5))).tobytes())
+    mapped = np.memmap(path, np.uint8, "r", shape=(4, 12, data.shape[2] + 5))[::2, :9, : data.shape[2]]
+    matrix = Matrix(mapped, "Q4_K", 512)
+    assert (matrix.count, matrix.rows, matrix.columns) == (2, 9, 512)
+    np.testing.assert_array_equal(dequantize(matrix), values_of(data[::2], "Q4_K"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "type", "columns", "message"),
+    [
+        ((2, 144), "IQ2_XXS", 256, "no kernels for weights of type 'IQ2_XXS'"),
+        ((2, 144), "Q4_K", 128, "rows of 128 values; Q4_K needs a multiple of 256"),
+        ((2, 143), "Q4_K", 256, "weight rows of 143 bytes"),
+        ((144,), "Q4_K", 256, "1 dimensions"),
+    ],
+)
+def test_impossible_weights_are_refused(shape, type, columns, message):
+    with pytest.raises(ValueError, match=message):
+        Matrix(np.zeros(shape, np.uint8), type, columns)
+
+
+def test_bytes_of_a_row_must_be_contiguous():
+    with pytest.raises(ValueError, match="step 2"):
+        Matrix(np.zeros((2, 288), np.uint8)[:, ::2], "Q4_K", 256)
+
+
+def test_ids_outside_the_matrix_are_refused():
+    matrix = Matrix(np.zeros((2, 34), np.uint8), "Q8_0", 32)
+    for ids in ([2], [-1], [[0]]):
+        with pytest.raises(ValueError, match="rows 0 to 1 exist"):
+            embed(matrix, ids)
+    assert embed(matrix, []).shape == (0, 32)
+
+
+# Instruction sets: the same tests in a process that compiles for a lesser CPU, which this one can still run.
+LESSER = {"x86-64": ["Q8_0", "IQ4_XS", "Q4_K"], "haswell": ["Q8_0", "IQ4_XS", "Q4_K"]}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("cpu", LESSER)
+def test_products_on_lesser_cpus(cpu, tmp_path):
+    if os.uname().machine != "x86_64":
+        pytest.skip("the CPU names are of x86-64")
+    chosen = " or ".join(f"float64[{type}-" for type in LESSER[cpu])
+    environment = os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": "", "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", chosen, "-p", "no:cacheprovider"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
