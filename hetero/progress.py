@@ -38,14 +38,15 @@ class LoadingBar:
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage:
             self._begin(stage)
-            self._bar.reset(self._task, description=stage, total=total or None)
+            self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(stage, total=total or None)
         self._bar.update(self._task, completed=done, total=total or None)
 
     def __exit__(self, kind: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
         self._bar.stop()
         self._begin("")
         if kind is None and self._screen.err.is_terminal:
-            parts = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self._seconds.items() if seconds >= 0.1)
+            parts = "; ".join(f"{seconds:.1f} s {stage}" for stage, seconds in self._seconds.items() if seconds >= 0.1)
             self._screen.note(f"loaded in {sum(self._seconds.values()):.1f} s ({parts})")
 
     def _begin(self, stage: str) -> None:

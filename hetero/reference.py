@@ -4,6 +4,7 @@ Exact means: flash attention off (with it on, f32 KV silently becomes f16) and n
 """
 
 import ctypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,7 @@ def _context_params(api: Any, context: int, kv: str, threads: int | None) -> Any
     params = api.llama_context_default_params()
     params.n_ctx = params.n_batch = context
     params.n_ubatch = min(context, 512)
-    if threads is not None:
-        params.n_threads = params.n_threads_batch = threads
+    params.n_threads = params.n_threads_batch = threads or len(os.sched_getaffinity(0))
     params.flash_attn_type = 0  # off
     params.type_k = params.type_v = KV_TYPES[kv]
     return params
