@@ -1,0 +1,200 @@
+"""The pool runs every job on every thread, sleeps when idle, and ends cleanly; the topology is read from any tree."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cpu_kernels import Pool
+from cpu_kernels.atomic import fetch_add, load_i64, store_i64
+from cpu_kernels.jit import job, kernel
+from cpu_kernels.pool import MAX_THREADS, SLEEPERS, dispatch
+from cpu_kernels.topology import cpu_quota, default_threads, physical_cpus, pin_order
+
+
+@job
+def _count(arguments, thread, threads):
+    """(calls, sum of `threads`, calls of thread 0, of thread 1, ...)"""
+    fetch_add(arguments, 1)
+    fetch_add(arguments + 8, threads)
+    store_i64(arguments + 16 + 8 * thread, load_i64(arguments + 16 + 8 * thread) + 1)
+
+
+@kernel
+def _dispatch_often(control, address, arguments, times):
+    for _ in range(times):
+        dispatch(control, address, arguments.ctypes.data)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_every_thread_runs_every_job_once(threads):
+    counts = np.zeros(2 + threads, np.int64)
+    with Pool(threads) as pool:
+        assert pool.threads == threads
+        for _ in range(20):
+            pool.run(_count.address, counts)
+        _dispatch_often(pool.control, _count.address, counts, 30)
+    assert counts.tolist() == [50 * threads, 50 * threads**2, *[50] * threads]
+
+
+def test_two_pools_do_not_mix():
+    a, b = np.zeros(4, np.int64), np.zeros(5, np.int64)
+    with Pool(2) as first, Pool(3) as second:
+        for _ in range(5):
+            first.run(_count.address, a)
+            second.run(_count.address, b)
+    assert (a.tolist(), b.tolist()) == ([10, 20, 5, 5], [15, 45, 5, 5, 5])
+
+
+def test_idle_workers_sleep_and_wake():
+    counts = np.zeros(5, np.int64)
+    with Pool(3) as pool:
+        for _ in range(3):
+            pool.run(_count.address, counts)
+            patience = time.monotonic() + 20
+            while _sleepers(pool) < 2 and time.monotonic() < patience:
+                time.sleep(0.002)
+            assert _sleepers(pool) == 2
+    assert counts.tolist() == [9, 27, 3, 3, 3]
+
+
+@kernel
+def _load(address):
+    return load_i64(address)
+
+
+def _sleepers(pool: Pool) -> int:
+    return _load(pool.control + SLEEPERS)
+
+
+def test_a_closed_pool_is_refused_and_its_threads_are_gone():
+    before = threading.active_count()
+    pool = Pool(3)
+    assert threading.active_count() == before + 2
+    pool.close()
+    pool.close()
+    assert threading.active_count() == before
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.run(_count.address, np.zeros(4, np.int64))
+
+
+def test_a_forgotten_pool_stops_its_threads():
+    before = threading.active_count()
+    pool = Pool(2)
+    del pool
+    gc.collect()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("threads", [0, -1, MAX_THREADS + 1])
+def test_impossible_thread_counts_are_refused(threads):
+    with pytest.raises(ValueError, match=f"{threads} threads; 1 to {MAX_THREADS} are possible"):
+        Pool(threads)
+
+
+def test_scratch_only_grows_and_is_aligned():
+    with Pool(1) as pool:
+        first = pool.scratch(100)
+        assert first % 64 == 0
+        assert pool.scratch(50) == first
+        assert pool.scratch(10 << 20) % 64 == 0
+
+
+SCRIPT = """
+import os, sys
+import numpy as np
+from cpu_kernels import Pool
+from tests.test_pool import _count
+pool, counts = Pool(2), np.zeros(4, np.int64)
+pool.run(_count.address, counts)
+{body}
+"""
+
+
+def _python(body: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", SCRIPT.format(body=body)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+
+
+def test_a_forked_child_is_told_and_can_make_its_own_pool():
+    body = """
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    pool.run(_count.address, counts)
+except RuntimeError as error:
+    print(error)
+with Pool(2) as own:
+    own.run(_count.address, counts)
+print(counts[0])
+"""
+    with _python(body) as process:
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert out == "this Pool's threads stayed behind in the parent process: make a new Pool after fork\n4\n"
+
+
+def test_the_interpreter_exits_with_a_pool_open():
+    with _python("print('done')") as process:
+        out, _ = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, "done\n")
+
+
+def test_ctrl_c_interrupts_between_jobs():
+    with _python("print('ready', flush=True)\nwhile True: pool.run(_count.address, counts)") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) == -signal.SIGINT
+
+
+def _tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_one_thread_for_each_physical_core(tmp_path):
+    siblings = {0: "0,4", 4: "0,4", 1: "1,5", 5: "1,5", 2: "2", 7: "7"}
+    sysfs = _tree(tmp_path, {f"cpu{i}/topology/thread_siblings_list": text + "\n" for i, text in siblings.items()})
+    assert physical_cpus({0, 1, 2, 4, 5, 7}, sysfs) == [0, 1, 2, 7]
+    assert physical_cpus({4, 5}, sysfs) == [4, 5]  # the mask hides their siblings
+    assert pin_order({0, 1, 4, 5}, sysfs) == [0, 1, 4, 5]
+    assert physical_cpus({3, 9}, sysfs) == [3, 9]  # no topology known: every CPU is a core
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "quota"),
+    [
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "250000 100000\n"}, 2.5),
+        ("0::/\n", {}, float("inf")),
+        ("0::/a\n", {"a/cpu.max": "max 100000\n"}, float("inf")),
+        (
+            "5:cpu,cpuacct:/a\n1:memory:/a\n",
+            {"cpu/a/cpu.cfs_quota_us": "300000\n", "cpu/a/cpu.cfs_period_us": "100000\n"},
+            3.0,
+        ),
+        ("5:cpu:/a\n", {"cpu/a/cpu.cfs_quota_us": "-1\n", "cpu/a/cpu.cfs_period_us": "100000\n"}, float("inf")),
+    ],
+)
+def test_the_smallest_quota_of_all_groups_counts(tmp_path, cgroup, files, quota):
+    assert cpu_quota(_tree(tmp_path, {"self": cgroup}) / "self", _tree(tmp_path, files)) == quota
+
+
+def test_default_threads_respect_the_mask():
+    everything = os.sched_getaffinity(0)
+    assert 1 <= default_threads() <= len(everything)
+    os.sched_setaffinity(0, {min(everything)})
+    try:
+        assert default_threads() == 1
+    finally:
+        os.sched_setaffinity(0, everything)
