@@ -143,7 +143,7 @@ def compare(path: Path, threads: int, rounds: int, engines: list[str]) -> dict[s
     ours, theirs = results["hetero"], results["llama.cpp"]
     packages = ("numpy", "numba", "llvmlite", "llama-cpp-python")
     return {
-        "model": "lite",
+        "model": path.name,
         "file_bytes": path.stat().st_size,
         "threads": threads,
         "rounds": rounds,

@@ -47,6 +47,6 @@ def test_unsplit_kv_b(type, model_file, reference, llama_cpp):
     assert_no_worse_than_llama_cpp(model_file("tiny", type, kv_b_split=False), reference, llama_cpp)
 
 
-@pytest.mark.parametrize("type", ["Q4_K", "Q6_K", "IQ4_XS"])
+@pytest.mark.parametrize("type", ["Q4_K", "Q6_K", "IQ4_XS", "Q4_K_M"])
 def test_long_rows_and_fallback_types(type, model_file, reference, llama_cpp):
     assert_no_worse_than_llama_cpp(model_file("wide", type), reference, llama_cpp)
