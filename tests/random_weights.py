@@ -45,8 +45,8 @@ def as_multiplied(x: np.ndarray, matrix: Matrix) -> np.ndarray:
     """Activations as a matrix of this type sees them, float64: f32, or rounded to 8 bits in blocks of 32 values."""
     if matrix.type in FLOATS:
         return x.astype(np.float64)
-    blocks = x.reshape(*x.shape[:-1], -1, 32)
-    peak = np.abs(blocks).max(axis=-1, keepdims=True)
+    blocks = x.reshape(*x.shape[:-1], x.shape[-1] // 32, 32)
+    peak = np.abs(blocks).max(axis=-1, keepdims=True, initial=0)
     factor = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak > 0)
     scale = peak / np.float32(127)
     return (np.rint(blocks * factor).astype(np.float64) * scale).reshape(x.shape)
