@@ -109,10 +109,28 @@ class SamplingFlags:
 
 
 @dataclass
+class PromptFlags:
+    """What `generate` answers, and how."""
+
+    prompt: Annotated[str | None, Option("--prompt", "-p", help="The prompt; `-` or none reads stdin.")] = None
+    raw: Annotated[bool, Option("--raw", help="Continue the text, without the chat template.")] = False
+    system: System = None
+    think: Think = None
+    as_json: Json = False
+
+    def text(self) -> str:
+        if self.prompt is not None and self.prompt != "-":
+            return self.prompt
+        if self.prompt is None and sys.stdin.isatty():
+            raise typer.BadParameter("no prompt: give -p TEXT, or pipe one in", param_hint="--prompt")
+        return sys.stdin.read()
+
+
+@dataclass
 class EvalFlags:
     """What `eval` measures; the same names as hetero.evaluate.Evaluation."""
 
-    text: Annotated[str, Option(metavar="FILE", help="The text, UTF-8.")]
+    text: Annotated[str, Option(metavar="FILE", help="The text, UTF-8; `-` reads stdin.")]
     window: Annotated[int | None, Option(help="Tokens evaluated together [512, at most the context].")] = None
     stride: Annotated[int | None, Option(help="Let windows overlap; each scores its last STRIDE tokens.")] = None
     reference: Annotated[str | None, Option(metavar="MODEL", help="Compare with this GGUF, or with llama.cpp.")] = None
@@ -209,32 +227,22 @@ def chat(
 
 
 @verb
-def generate(
-    model: Model = DEMO,
-    prompt: Annotated[str | None, Option("--prompt", "-p", help="The prompt; `-` or none reads stdin.")] = None,
-    raw: Annotated[bool, Option("--raw", help="Continue the text, without the chat template.")] = False,
-    system: System = None,
-    think: Think = None,
-    as_json: Json = False,
-    *,
-    sampling: SamplingFlags,
-    run: RunFlags,
-) -> None:
+def generate(model: Model = DEMO, *, flags: PromptFlags, sampling: SamplingFlags, run: RunFlags) -> None:
     """Answer one prompt. The text goes to stdout, everything else to stderr."""
+    from hetero.conversation import Conversation
     from hetero.generate import Answer, chat_prompt, check_room, text_prompt
     from hetero.terminal import Screen
 
-    text, screen, choice = _prompt_text(prompt), Screen(), sampling.sampling()
+    text, screen, choice = flags.text(), Screen(), sampling.sampling()
     engine, tokenizer, template = _load(model, run.config(), screen)
     with closing(engine):
-        if raw:
-            ready = text_prompt(tokenizer, text)
+        if flags.raw:
+            prompt = text_prompt(tokenizer, text)
         else:
-            messages = [{"role": "system", "content": system}] if system else []
-            ready = chat_prompt(template, [*messages, {"role": "user", "content": text}], think)
-        check_room(ready, engine.context, "shorten it, or raise --context")
-        answer = Answer(engine, tokenizer, ready, choice)
-        if as_json:
+            prompt = chat_prompt(template, Conversation(flags.system).with_user(text), flags.think)
+        check_room(prompt, engine.context, "shorten it, or raise --context")
+        answer = Answer(engine, tokenizer, prompt, choice)
+        if flags.as_json:
             for _ in answer:
                 pass
             print(json.dumps(answer.document(model), ensure_ascii=False, indent=1))
@@ -277,14 +285,6 @@ def _load(model: str, run: "RunConfig", screen: "Screen") -> "tuple[Engine, Toke
 
     engine, tokenizer = load_shown(_path(model), run, screen)
     return engine, tokenizer, ChatTemplate.from_gguf(engine.file, tokenizer)
-
-
-def _prompt_text(prompt: str | None) -> str:
-    if prompt is not None and prompt != "-":
-        return prompt
-    if prompt is None and sys.stdin.isatty():
-        raise typer.BadParameter("no prompt: give -p TEXT, or pipe one in", param_hint="--prompt")
-    return sys.stdin.read()
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """`hetero eval`: a model measured on a text file, alone or beside a reference."""
 
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -120,12 +121,14 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def _perplexity(result: dict[str, Any]) -> str:
-    return f"{result['perplexity']:.4f} ± {result['perplexity_error']:.4f}"
+    error = result["perplexity_error"]
+    return f"{result['perplexity']:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def _read_text(path: str) -> str:
+    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return data.decode()  # line ends as they are
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is not UTF-8 (byte {error.start})", remedy="convert it with iconv") from error
 

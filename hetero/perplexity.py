@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from hetero.errors import RequestError
+from hetero.errors import KernelError, RequestError
 
 ROWS = 64  # positions turned into float64 at a time: 64 x 129,280 are 66 MB
 
@@ -44,10 +44,10 @@ class Scores:
         return math.exp(self.mean)
 
     @property
-    def perplexity_error(self) -> float:
-        """One standard error, from the spread of the losses."""
+    def perplexity_error(self) -> float | None:
+        """One standard error, from the spread of the losses; None for a single one."""
         losses = np.concatenate(self.losses)
-        return self.perplexity * float(losses.std(ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
+        return self.perplexity * float(losses.std(ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else None
 
 
 @dataclass
@@ -121,9 +121,12 @@ def _scored(scorer: Scorer, cut: Window) -> np.ndarray:
 
 def _losses(logits: np.ndarray, cut: Window) -> np.ndarray:
     targets = np.asarray(cut.ids[cut.first :])
-    return np.concatenate(
-        [-p[np.arange(len(p)), targets[at : at + len(p)]] for at, p in _log_probabilities(logits)], dtype=np.float64
-    )
+    losses = [-p[np.arange(len(p)), targets[at : at + len(p)]] for at, p in _log_probabilities(logits)]
+    if not all(np.isfinite(part).all() for part in losses):
+        raise KernelError(
+            "a logit is not a finite number", "", "compare the model file's checksum with its publisher's"
+        )
+    return np.concatenate(losses)
 
 
 def _compare(divergence: Divergence, logits: np.ndarray, reference: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """Perplexity and divergence against closed forms and a naive twin; then on the engine, beside llama.cpp."""
 
+import io
 import json
 import math
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from hetero import load
 from hetero.config import RunConfig
-from hetero.errors import HeteroError, RequestError, UnsupportedError
+from hetero.errors import HeteroError, KernelError, RequestError, UnsupportedError
 from hetero.evaluate import Evaluation, describe, run_evaluation
 from hetero.perplexity import evaluate, windows
 from hetero.terminal import Screen
@@ -104,6 +105,15 @@ def test_top1_agreement_counts_tokens() -> None:
     result = evaluate(windows(counting(100), 100, None, None), Guesser(0.5), Guesser(0.001))
     assert result["reference"]["top1_agreement"] == 0.0
     assert evaluate(windows(counting(9), 9, None, None), Guesser(0.5), Guesser(0.5))["reference"]["kl_max"] == 0.0
+
+
+def test_one_token_has_no_spread() -> None:
+    assert evaluate(windows(counting(4), 4, None, None), Guesser(0.5))["perplexity_error"] is None
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(KernelError, match="not a finite number"):
+        evaluate(windows(counting(20), 20, None, None), Guesser(0.5, shift=math.nan))
 
 
 def test_reference_with_another_vocabulary_is_refused() -> None:
@@ -200,6 +210,15 @@ def test_llama_cpp_is_refused_before_anything_is_loaded(text_file: str, monkeypa
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'hetero\[llama\]'"):
         run(what)
+
+
+def test_text_from_stdin_keeps_its_line_ends(model_file: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = str(model_file("tiny", "Q4_K"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\r\ntwo\r\nthree\r\n")))
+    result = run(Evaluation(model, "-"))
+    engine, tokenizer = load(model, RunConfig(threads=1))
+    engine.close()
+    assert result["tokens"] == len(tokenizer.encode("one\r\ntwo\r\nthree\r\n", bos=True)) > 10
 
 
 def test_bad_texts_and_windows(tmp_path: Path, text_file: str) -> None:
