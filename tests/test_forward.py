@@ -121,7 +121,7 @@ def test_cache_types_cost_what_they_should(load, tiny, model_file, reference):
         median_token_error(engine.logits(IDS), exact)
         for engine in (tiny, load(model_file(), "f16"), load(model_file(), "q8_0"))
     )
-    assert f32 < 1e-5 < f16 < 2e-3 < q8_0 < 3e-2
+    assert f32 < 1e-5 < f16 < 2e-3 < q8_0 < 6e-2
 
 
 def test_the_cache_holds_576_values_instead_of_40960(tiny):
