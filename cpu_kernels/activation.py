@@ -1,7 +1,7 @@
 """Activations as the quantized kernels read them: 8-bit codes with one scale for each 32 values.
 
-One column of K values: K codes int8 in -127..127 | K/32 scales f32 | K/16 sums f32, where sum = scale x (sum of 16 codes)
-serves the formats that have minima. 11K/8 bytes.
+One column of K values: K codes int8 in -127..127 | K/32 scales f32 | K/16 sums f32; 11K/8 bytes.
+A sum is scale x (the sum of 16 codes), for the formats that have minima.
 """
 
 import numpy as np

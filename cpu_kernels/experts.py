@@ -1,7 +1,8 @@
 """Feed-forward networks on untouched GGUF blocks: routed experts, and the dense FFN as one expert of weight 1.
 
-T tokens, k experts a token, E experts, K columns, F rows of gate and up. A pair is (token, chosen expert), number t·k + j.
-Pairs are sorted by expert; per expert its tokens go through gate and up as columns of one product, then SiLU, then down.
+T tokens, k experts a token, E experts, K columns, F rows of gate and up. A pair is (token, chosen expert), numbered
+t·k + j. Pairs are sorted by expert; an expert's tokens are the columns of one product with gate, one with up, then come
+SiLU and down.
 The weighted sum adds a token's experts in the order in which they were given.
 """
 
@@ -210,7 +211,9 @@ def _check_matrices(gate: Matrix, up: Matrix, down: Matrix) -> None:
     shapes = [(w.count, w.rows, w.columns) for w in (gate, up, down)]
     count, hidden, columns = shapes[0]
     if shapes != [(count, hidden, columns), (count, hidden, columns), (count, columns, hidden)]:
-        raise ValueError(f"gate, up and down are (count, rows, columns) {shapes}; up must be like gate, down its transpose")
+        raise ValueError(
+            f"gate, up and down are (count, rows, columns) {shapes}; up must be like gate, down its transpose"
+        )
 
 
 def routed_experts(
@@ -245,9 +248,7 @@ def routed_experts(
     return out
 
 
-def ffn(
-    pool: Pool, gate: Matrix, up: Matrix, down: Matrix, x: np.ndarray, out: np.ndarray | None = None
-) -> np.ndarray:
+def ffn(pool: Pool, gate: Matrix, up: Matrix, down: Matrix, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """down(SiLU(gate x) * up x) for x[T, K] -> [T, K]: a dense layer or a shared expert."""
     if gate.count != 1:
         raise ValueError(f"ffn takes one matrix each, gate has {gate.count}")

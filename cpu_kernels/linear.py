@@ -66,11 +66,9 @@ def _multiply(pool: Pool, w: Matrix, x: np.ndarray, token_stride: int, head_stri
     if not out.size:
         return
     pairs = w.count * tokens
-    size = w.count * PRODUCT_BYTES + pairs * (24 + column_space(w.columns)) + pool.threads * panel_bytes(w.columns) + 512
-    work = pool.scratch(size)
-    _linear(
-        pool.control, address(JOBS), work, w.address, address(x), token_stride, head_stride, address(out), tokens
-    )
+    lists = ARGUMENT_BYTES + w.count * PRODUCT_BYTES + 24 * pairs + 128
+    work = pool.scratch(lists + pairs * column_space(w.columns) + pool.threads * panel_bytes(w.columns))
+    _linear(pool.control, address(JOBS), work, w.address, address(x), token_stride, head_stride, address(out), tokens)
 
 
 def linear(pool: Pool, w: Matrix, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Matrix: a weight tensor as the GGUF file holds it, with the addresses of its format's kernels. Nothing is copied."""
 
 import importlib
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 
 import numpy as np
@@ -9,18 +9,19 @@ import numpy as np
 from .panel import FLOAT, MINIMUM
 
 SUPPORTED = frozenset(
-    "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()
+    {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
+    | {"IQ4_NL", "IQ4_XS"}
 )
 
 # Offsets into a Matrix's descriptor, which compiled drivers read.
 WEIGHTS, MATRIX_STRIDE, ROW_STRIDE, ROWS, COLUMNS, DOT, UNPACK, FLAGS, COUNT = range(0, 72, 8)
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_format(type: str) -> ModuleType:
     """The module of a format; its kernels compile (or come from the disk cache) here, at the first use of the type."""
     if type not in SUPPORTED:
-        raise ValueError(f"no kernels for weights of type {type!r}; there are kernels for {', '.join(sorted(SUPPORTED))}")
+        raise ValueError(f"no kernels for weights of type {type!r}; there are for {', '.join(sorted(SUPPORTED))}")
     return importlib.import_module(f".formats.{type.lower()}", __package__)
 
 
@@ -29,7 +30,7 @@ def address(array: np.ndarray) -> int:
 
 
 class Matrix:
-    """`count` matrices of `rows` x `columns` weights of one type. `data`: bytes [rows, row bytes] or [count, rows, row bytes]."""
+    """`count` matrices of `rows` x `columns` weights: bytes [rows, row bytes] or [count, rows, row bytes]."""
 
     __slots__ = ("address", "columns", "count", "data", "descriptor", "flags", "rows", "type")
 

@@ -1,7 +1,7 @@
 """Tiles: a few unpacked weight rows times many columns, the same for every format.
 
 A panel row of K values is K codes int8 | K/16 scales f32 | K/16 minima f32 for quantized formats, K f32 for the others.
-The register tile is 2 rows x 4 columns; rows and columns past the end repeat the last one and write the same result twice.
+The register tile is 2 rows x 4 columns; past the end it repeats the last row or column and drops the result.
 """
 
 import numpy as np
@@ -112,7 +112,7 @@ def _finish(total, w, x, columns, flags):
 
 @device
 def multiply_panel(panel, rows, columns, flags, x_list, y_list, y_offset, tokens):
-    """Panel rows times the columns whose addresses `x_list` holds; row r of column t goes to y_list[t] + y_offset + 4r."""
+    """Panel rows times the columns at addresses `x_list`; row r of column t goes to y_list[t] + y_offset + 4r."""
     size, totals = panel_row_bytes(columns, flags), panel
     panel += TOTALS_BYTES
     for token in range(0, tokens, 4):

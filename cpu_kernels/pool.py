@@ -7,6 +7,7 @@ workers 1.. are pinned, one to a physical core. One caller at a time: the pool i
 Dispatch and join of two threads take about 0.2 us from compiled code while the workers spin.
 """
 
+import contextlib
 import os
 import threading
 import weakref
@@ -99,10 +100,8 @@ def _aligned(size: int) -> tuple[np.ndarray, int]:
 def _serve(memory: np.ndarray, control: int, thread: int, cpu: int | None) -> None:
     """A worker's life. Holds `memory`, not the pool, so that a forgotten pool can be collected."""
     if cpu is not None:
-        try:
+        with contextlib.suppress(OSError):  # the mask shrank since we looked: run wherever we may
             os.sched_setaffinity(0, {cpu})
-        except OSError:  # the mask shrank since we looked: run wherever we may
-            pass
     _worker(control, thread)
 
 
@@ -163,11 +162,11 @@ class Pool:
         return self._control
 
     def run(self, job: int, arguments: np.ndarray) -> None:
-        """Call the native function at address `job` on every thread; `arguments`: int64, C-contiguous, read by the job."""
+        """Call the native function at address `job` on every thread; `arguments`: contiguous int64 for the job."""
         _run(self.control, job, arguments)
 
     def scratch(self, size: int) -> int:
-        """Address of at least `size` bytes, 64-byte aligned. One buffer that only grows: the next call may hand out the same."""
+        """Address of at least `size` bytes, 64-byte aligned: one buffer that only grows, the same for the next call."""
         if size > self._scratch_size:
             size = -(-size // (1 << 20)) << 20
             self._scratch, self._scratch_address = _aligned(size)

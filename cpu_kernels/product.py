@@ -1,7 +1,7 @@
 """The one job behind every linear verb: a list of matrix products, cut into units of rows that threads take one by one.
 
-A product is a row of int64 fields (below); its columns are lists of addresses, so tokens need not be contiguous. Every result
-is computed by one thread, so nothing depends on the number of threads.
+A product is a row of int64 fields (below); its columns are lists of addresses, so tokens need not be contiguous. Every
+result is computed by one thread, so nothing depends on the number of threads.
 """
 
 import numpy as np

@@ -1,14 +1,16 @@
 """LLVM vectors as first-class values inside numba kernels.
 
-A type is `f32x8`, `i8x32` ...; a function named after it loads, converts or makes one. Operators work lane by lane, a scalar
-operand is broadcast, and `>>` on integers is the logical shift. Addresses are int64 and need no alignment. Everything is generic
-LLVM IR that compiles for any CPU, except `dot_unsigned`, `dot_signed` and `lookup`: they use what the CPU's flags offer.
+A type is `F32x8`, `I8x32` ...; a function named after it loads, converts or makes one. Operators work lane by lane, a
+scalar operand is broadcast, and `>>` on integers is the logical shift. Addresses are int64 and need no alignment.
+Everything is generic LLVM IR that compiles for any CPU, except `dot_unsigned`, `dot_signed`, `lookup` and the loads of
+16-bit floats: they use what the CPU's flags offer.
 """
 
 import operator
 import os
 import platform
 from collections.abc import Sequence
+from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -130,8 +132,8 @@ def _scalar_loader(scalar, element, convert=None):
     return _unary(types.int64, scalar, emit)
 
 
-def constant(vector: Vector, value) -> object:
-    """A function without arguments that returns this vector: `MASK = constant(I8x32, [...])`, then `MASK()` in a kernel."""
+def constant(vector: Vector, value) -> Any:
+    """A function without arguments that returns this vector: `MASK = constant(I8x32, [...])`, `MASK()` in a kernel."""
 
     @intrinsic
     def function(typing):
@@ -140,7 +142,7 @@ def constant(vector: Vector, value) -> object:
     return function
 
 
-def shuffle(vector: Vector, lanes: Sequence[int]) -> object:
+def shuffle(vector: Vector, lanes: Sequence[int]) -> Any:
     """A function that picks lanes of one vector."""
     result = Vector(vector.element, len(lanes))
     return _unary(vector, result, lambda builder, a: _shuffled(builder, a, ir.Constant(a.type, ir.Undefined), lanes))
@@ -169,6 +171,7 @@ load_u32 = _scalar_loader(types.int64, ir.IntType(32), lambda b, v: b.zext(v, ir
 load_i64 = _scalar_loader(types.int64, ir.IntType(64))
 load_i32 = _scalar_loader(types.int64, _I32, lambda b, v: b.sext(v, ir.IntType(64)))
 load_f32 = _scalar_loader(types.float32, ir.FloatType())
+
 
 def _as_lanes(of, value: int):
     return ir.Constant(of, [_I32(value)] * 8 if isinstance(of, ir.VectorType) else value)
@@ -256,7 +259,10 @@ def lane(typing, vector, index):
 
 @intrinsic
 def spread(typing, vector, pair):
-    """Lanes 2 pair and 2 pair + 1, each four times: two 16-groups' scales over the lanes of a `dot`. One shuffle for a constant."""
+    """Lanes 2 pair and 2 pair + 1, each four times: the scales of two groups of 16 over the lanes of a `dot`.
+
+    One shuffle where `pair` is constant.
+    """
 
     def codegen(context, builder, signature, a):
         first = builder.shl(builder.trunc(a[1], _I32), _I32(1))
@@ -317,7 +323,7 @@ def mask_from_bits(typing, bits):
 
 
 def _operator(python, integer: str, floating: str):
-    """`vector op vector` and `vector op scalar`. Lowered in place: an @overload would compile a function for each use."""
+    """`vector op vector` and `vector op scalar`. Lowered in place: an @overload compiles a function for each use."""
 
     @infer_global(python)
     class Template(AbstractTemplate):
@@ -481,8 +487,13 @@ def lookup(typing, table, index):
             return _call(builder, "llvm.x86.avx2.pshuf.b", I8x32.llvm, table, index)
         if NEON_DOT:
             halves = [
-                _call(builder, "llvm.aarch64.neon.tbl1.v16i8", I8x16.llvm, _shuffled(builder, table, table, range(16)),
-                      _shuffled(builder, index, index, lanes))
+                _call(
+                    builder,
+                    "llvm.aarch64.neon.tbl1.v16i8",
+                    I8x16.llvm,
+                    _shuffled(builder, table, table, range(16)),
+                    _shuffled(builder, index, index, lanes),
+                )
                 for lanes in (range(16), range(16, 32))
             ]
             return _shuffled(builder, *halves, range(32))

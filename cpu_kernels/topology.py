@@ -1,4 +1,4 @@
-"""Which CPUs this process may use: affinity mask, physical cores, cgroup quota. Everything read from sysfs and procfs."""
+"""Which CPUs this process may use: affinity mask, physical cores, cgroup quota; all read from sysfs and procfs."""
 
 import math
 import os
@@ -21,7 +21,9 @@ def physical_cpus(allowed: set[int] | None = None, sysfs: Path = _SYSFS) -> list
 
 
 def _split_siblings(cpus: list[int], sysfs: Path) -> tuple[list[int], list[int]]:
-    first, rest, seen = [], [], set()
+    first: list[int] = []
+    rest: list[int] = []
+    seen = set()
     for cpu in cpus:
         siblings = _read(sysfs / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu)
         (rest if siblings in seen else first).append(cpu)

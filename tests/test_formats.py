@@ -32,7 +32,8 @@ def test_every_type_of_the_issue_is_supported():
 @pytest.mark.parametrize("type", TYPES)
 def test_block_sizes_are_those_of_the_gguf_package(type):
     form = load_format(type)
-    assert (form.VALUES, form.BYTES) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type]]
+    sizes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type]]
+    assert sizes == (form.VALUES, form.BYTES)
 
 
 @pytest.mark.parametrize("scale", [0.02, 1e-7, 2000.0])  # ordinary, subnormal in f16, huge

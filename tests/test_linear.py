@@ -1,4 +1,4 @@
-"""The linear verbs against float64: heads, transposed heads, dense and routed feed-forward networks, and what they refuse."""
+"""The linear verbs against float64: heads, transposed heads, feed-forward networks; what they refuse."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,8 @@
-"""Q3_K: 256 values as 32 bytes of third bits | 64 bytes of 2-bit codes | 16 scales of 6 bits in 12 bytes | d f16; code - 4.
+"""Q3_K: 256 values as 32 bytes of third bits | 64 of 2-bit codes | 16 scales of 6 bits in 12 bytes | d f16; code - 4.
 
 Code bytes 32h .. of half h hold group g in bits 2g, 2g + 1; its third bits are bit 4h + g of the first 32 bytes.
-Scales: low nibbles (0..7) and high nibbles (8..15) of 8 bytes, then the upper bit pairs in 4 bytes; scale - 32, for 16 values.
+Scales: low nibbles (0..7) and high nibbles (8..15) of 8 bytes, then the upper bit pairs in 4 bytes; scale - 32; for 16
+values each.
 """
 
 import numpy as np

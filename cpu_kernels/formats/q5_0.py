@@ -1,4 +1,4 @@
-"""Q5_0: 32 values as d f16 | the codes' fifth bits, 32 | low nibbles (codes 0..15), high nibbles (16..31); code - 16."""
+"""Q5_0: 32 values as d f16 | the codes' fifth bits, 32 | low nibbles (0..15), high nibbles (16..31); code - 16."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """Q6_K: 256 values as 128 bytes of low nibbles | 64 bytes of high bit pairs | 16 scales int8 | d f16; code - 32.
 
-Half h has 64 low bytes and 32 high bytes. Group g takes the low (g < 2) or high nibbles of low bytes 32(g % 2) .., and bits
-2g, 2g + 1 of the high bytes. A scale serves 16 values.
+Half h has 64 low bytes and 32 high bytes. Group g takes the low (g < 2) or high nibbles of low bytes 32(g % 2) ..,
+and bits 2g, 2g + 1 of the high bytes. A scale serves 16 values.
 """
 
 import numpy as np
