@@ -56,7 +56,7 @@ CALENDAR = (
      "Tell me the {unit} {side} {x}."],
     ["What is the {unit} {side} {x}?", "Can you name the {unit} {side} {x}?"])
 
-SHARES = {"capital": 26, "capital_of": 12, "sum": 26, "calendar": 6, "talk": 18, "unknown": 8, "big": 4}
+SHARES = {"capital": 20, "capital_of": 12, "sum": 34, "calendar": 8, "talk": 16, "unknown": 6, "big": 4}
 PREFIXES = ("Please: ", "Hi. ", "Hello! ", "Question: ", "Hi, ", "Please tell me: ", "OK. ", "So: ")
 
 
