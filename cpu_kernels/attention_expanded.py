@@ -31,21 +31,11 @@ SCORE_STRIDE = KEYS + 16
 QUERIES = 2048  # of one unit; more would recompute less and need more scratch memory
 QUERY_BLOCK = 64
 
-# The job's int64 arguments. SCALE holds the bits of a float64.
+# The job's int64 arguments. SCALE holds the bits of a float64; those after SCRATCH_BYTES are offsets in a thread's
+# scratch memory: queries, weighted sums and softmax states of a unit; latents, keys, values and scores of a tile.
 (COUNTER, QUERY, POSITIONS, TOKENS, HEADS, KEY_WIDTH, NOPE, LATENT, VALUE, SCALE, K_UP, V_UP, UP_STRIDE, LAYER,
- KIND, ROW_BYTES, PAGES, PARTS, PART_TOKENS, SCRATCH, SCRATCH_BYTES, OUT) = range(22)  # fmt: skip
-
-
-@kernel
-def _scratch_offsets(latent, rope, key_width, value, queries):
-    """Byte offsets of queries, sums, states, latents, keys, values, scores, and the end."""
-    query, sums, tile = row_stride(key_width), row_stride(value), row_stride(latent + rope)
-    sizes = (queries * query, queries * sums, 2 * queries, KEYS * tile, KEYS * query, KEYS * sums)
-    offsets = np.zeros(8, np.int64)
-    for i, size in enumerate(sizes):
-        offsets[i + 1] = offsets[i] + 4 * size
-    offsets[7] = offsets[6] + 4 * QUERY_BLOCK * SCORE_STRIDE
-    return offsets
+ KIND, ROW_BYTES, PAGES, PARTS, PART_TOKENS, OUT, SCRATCH, SCRATCH_BYTES,
+ QUERIES_AT, SUMS_AT, STATES_AT, LATENTS_AT, KEYS_AT, VALUES_AT, SCORES_AT) = range(29)  # fmt: skip
 
 
 @fast_kernel
@@ -60,77 +50,78 @@ def _copy_rope(latents, tile_stride, keys, key_stride, a, count):
 
 
 @kernel
-def _expand_keys(a, at, start, count, head):
+def _expand_keys(a, scratch, start, count, head):
     """Latents start .. start + count - 1 from the cache, then this head's keys and values of them."""
     rope = a[KEY_WIDTH] - a[NOPE]
     tile, key, value = row_stride(a[LATENT] + rope), row_stride(a[KEY_WIDTH]), row_stride(a[VALUE])
+    latents, keys, values = scratch + a[LATENTS_AT], scratch + a[KEYS_AT], scratch + a[VALUES_AT]
     pages = carray(i32_at(a[PAGES]), ((start + count + PAGE - 1) // PAGE,))
     for first in range(0, count, PAGE):
         page = pages[(start + first) // PAGE]
         rows = min(PAGE, count - first)
-        to = at[3] + 4 * first * tile
+        to = latents + 4 * first * tile
         load_page(a[LAYER], a[KIND], a[ROW_BYTES], page, rows, a[LATENT] + rope, to, tile)
     k_up = a[K_UP] + 4 * head * a[NOPE] * a[UP_STRIDE]
     v_up = a[V_UP] + 4 * head * a[VALUE] * a[UP_STRIDE]
-    multiply_transposed(at[3], tile, k_up, a[UP_STRIDE], at[4], key, count, a[NOPE], a[LATENT])
-    multiply_transposed(at[3], tile, v_up, a[UP_STRIDE], at[5], value, count, a[VALUE], a[LATENT])
-    _copy_rope(at[3], tile, at[4], key, a, count)
+    multiply_transposed(latents, tile, k_up, a[UP_STRIDE], keys, key, count, a[NOPE], a[LATENT])
+    multiply_transposed(latents, tile, v_up, a[UP_STRIDE], values, value, count, a[VALUE], a[LATENT])
+    _copy_rope(latents, tile, keys, key, a, count)
 
 
 @kernel
-def _attend_keys(a, at, positions, start, count, first):
+def _attend_keys(a, scratch, positions, start, count, first):
     """A block of queries from `first` on over the keys in scratch."""
     key, value, columns = row_stride(a[KEY_WIDTH]), row_stride(a[VALUE]), whole_vectors(a[VALUE])
     rows = min(QUERY_BLOCK, positions.size - first)
-    queries, sums, scores = at[0] + 4 * first * key, at[1] + 4 * first * value, at[6]
-    multiply_transposed(queries, key, at[4], key, scores, SCORE_STRIDE, rows, count, a[KEY_WIDTH])
+    queries, sums = scratch + a[QUERIES_AT] + 4 * first * key, scratch + a[SUMS_AT] + 4 * first * value
+    states, scores = scratch + a[STATES_AT] + 8 * first, scratch + a[SCORES_AT]
+    multiply_transposed(queries, key, scratch + a[KEYS_AT], key, scores, SCORE_STRIDE, rows, count, a[KEY_WIDTH])
     for r in range(rows):
         visible = min(count, max(0, positions[first + r] + 1 - start))
-        state = at[2] + 8 * (first + r)
-        softmax_tile(scores + 4 * r * SCORE_STRIDE, visible, count, state, sums + 4 * r * value, columns)
-    multiply_add(scores, SCORE_STRIDE, at[5], value, sums, value, rows, a[VALUE], count)
+        at = scores + 4 * r * SCORE_STRIDE
+        softmax_tile(at, visible, count, states + 8 * r, sums + 4 * r * value, columns)
+    multiply_add(scores, SCORE_STRIDE, scratch + a[VALUES_AT], value, sums, value, rows, a[VALUE], count)
 
 
 @fast_kernel
-def _attend_head(a, at, head, token, tokens):
+def _attend_head(a, scratch, head, token, tokens):
     """`tokens` queries from `token` on of one head, over all keys that they see."""
     key, value = row_stride(a[KEY_WIDTH]), row_stride(a[VALUE])
     positions = carray(i32_at(a[POSITIONS] + 4 * token), (tokens,))
     scale = np.float32(np.int64(a[SCALE]).view(np.float64))
+    queries = scratch + a[QUERIES_AT]
     for i in range(tokens):
         row = (token + i) * a[HEADS] + head
-        load_query(a[QUERY] + 4 * row * a[KEY_WIDTH], a[KEY_WIDTH], scale, at[0] + 4 * i * key)
-    clear_rows(at[2], at[1], value, tokens)
+        load_query(a[QUERY] + 4 * row * a[KEY_WIDTH], a[KEY_WIDTH], scale, queries + 4 * i * key)
+    clear_rows(scratch + a[STATES_AT], scratch + a[SUMS_AT], value, tokens)
     end = positions[tokens - 1] + 1
     for start in range(0, end, KEYS):
         count = min(KEYS, end - start)
-        _expand_keys(a, at, start, count, head)
+        _expand_keys(a, scratch, start, count, head)
         for first in range(0, tokens, QUERY_BLOCK):
             if positions[min(first + QUERY_BLOCK, tokens) - 1] >= start:
-                _attend_keys(a, at, positions, start, count, first)
-    totals, sums = carray(f32_at(at[2]), (tokens, 2)), carray(f32_at(at[1]), (tokens, value))
+                _attend_keys(a, scratch, positions, start, count, first)
+    states = carray(f32_at(scratch + a[STATES_AT]), (tokens, 2))
+    sums = carray(f32_at(scratch + a[SUMS_AT]), (tokens, value))
     for i in range(tokens):
         row = (token + i) * a[HEADS] + head
         out = carray(f32_at(a[OUT] + 4 * row * a[VALUE]), (a[VALUE],))
         for j in range(out.size):
-            out[j] = sums[i, j] / totals[i, 1]
+            out[j] = sums[i, j] / states[i, 1]
 
 
 @job
 def _expanded_job(arguments, thread, threads):
-    a = carray(i64_at(arguments), (OUT + 1,))
-    rope = a[KEY_WIDTH] - a[NOPE]
-    at = _scratch_offsets(a[LATENT], rope, a[KEY_WIDTH], a[VALUE], a[PART_TOKENS])
-    for i in range(at.size):
-        at[i] += a[SCRATCH] + thread * a[SCRATCH_BYTES]
-    keys = carray(f32_at(at[4]), (KEYS * row_stride(a[KEY_WIDTH]),))
+    a = carray(i64_at(arguments), (SCORES_AT + 1,))
+    scratch = a[SCRATCH] + thread * a[SCRATCH_BYTES]
+    keys = carray(f32_at(scratch + a[KEYS_AT]), (KEYS * row_stride(a[KEY_WIDTH]),))
     for i in range(keys.size):
         keys[i] = 0.0  # the columns past the last one stay 0: products run over whole vectors
     unit = fetch_add(a[COUNTER], 1)
     while unit < a[HEADS] * a[PARTS]:
         # The last tokens see the most keys: longest units first.
         token = (a[PARTS] - 1 - unit // a[HEADS]) * a[PART_TOKENS]
-        _attend_head(a, at, unit % a[HEADS], token, min(a[PART_TOKENS], a[TOKENS] - token))
+        _attend_head(a, scratch, unit % a[HEADS], token, min(a[PART_TOKENS], a[TOKENS] - token))
         unit = fetch_add(a[COUNTER], 1)
 
 
@@ -151,6 +142,13 @@ def _check_weights(q: np.ndarray, k_up: np.ndarray, v_up: np.ndarray) -> None:
     heads, nope, latent = k_up.shape
     if q.shape[1] != heads or q.shape[2] < nope or v_up.shape[0] != heads or v_up.shape[2] != latent:
         raise ValueError(f"mla_expanded: q {q.shape}, k_up {k_up.shape} and v_up {v_up.shape} do not fit")
+
+
+def _scratch_sizes(latent: int, rope: int, key_width: int, value: int, queries: int) -> list[int]:
+    """Bytes of the parts of a thread's scratch memory, in the order of their offsets."""
+    tile, key, sums = (int(row_stride(columns)) for columns in (latent + rope, key_width, value))
+    tiles = KEYS * tile, KEYS * key, KEYS * sums, QUERY_BLOCK * SCORE_STRIDE
+    return [4 * floats for floats in (queries * key, queries * sums, queries * 2, *tiles)]
 
 
 def _part_tokens(tokens: int, heads: int, threads: int) -> int:
@@ -186,11 +184,12 @@ def mla_expanded(
     if latent % 16:  # the products read whole vectors
         k_up, v_up = (np.pad(up, ((0, 0), (0, 0), (0, -latent % 16))) for up in (k_up, v_up))
     part = _part_tokens(tokens, heads, pool.threads)
-    thread_bytes = int(_scratch_offsets(latent, key_width - nope, key_width, value, part)[-1])
-    a = np.zeros(OUT + 1, np.int64)
+    sizes = _scratch_sizes(latent, key_width - nope, key_width, value, part)
+    a = np.zeros(SCORES_AT + 1, np.int64)
     a[TOKENS : SCALE + 1] = tokens, heads, key_width, nope, latent, value, np.float64(scale).view(np.int64)
     a[UP_STRIDE] = k_up.shape[2]
     a[KIND], a[ROW_BYTES], a[PARTS], a[PART_TOKENS] = KINDS[layer.dtype], layer.strides[1], -(-tokens // part), part
-    a[SCRATCH], a[SCRATCH_BYTES] = pool.scratch(pool.threads * thread_bytes), thread_bytes
+    a[SCRATCH], a[SCRATCH_BYTES] = pool.scratch(pool.threads * sum(sizes)), sum(sizes)
+    a[SUMS_AT : SCORES_AT + 1] = np.cumsum(sizes)[:-1]
     _run(pool.control, _expanded_job.address, a, q, positions, k_up, v_up, layer.view(np.uint8), block_row, out)
     return out
