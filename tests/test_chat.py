@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hetero import demo
 from hetero.chat import Chat
 from hetero.conversation import Conversation
 from hetero.errors import FileError, HeteroError, RequestError
@@ -348,3 +349,16 @@ def test_session_in_a_terminal(tmp_path: Path) -> None:
     assert "'hello'" in turns and "'pasted\\nas one\\nturn', 'answer 2" in turns and "'again'" in turns
     assert "half a line" not in turns
     assert "+pasted\n+as one\n" in (tmp_path / "hetero" / "chat_history").read_text()
+
+
+@pytest.mark.skipif(not demo.path().exists(), reason="the bundled model is not there")
+def test_the_bundled_model_answers_in_a_terminal(tmp_path: Path) -> None:
+    terminal = Terminal(sys.executable, "-m", "cli", "chat", "--temperature", "0", home=tmp_path)
+    for question, answer in (("What is the capital of France?", "Paris"), ("What is 2 + 3?", "5")):
+        terminal.expect(PROMPT, seconds=300)  # kernels may have to be compiled
+        terminal.type(f"{question}\r")
+        terminal.expect(r"\x1b\[\?2004l")  # the question is taken
+        assert re.search(rf"\b{answer}\b", terminal.expect(r"tok/s.*tok/s").split("prompt ")[0])
+    terminal.expect(PROMPT)
+    terminal.type("/exit\r")
+    assert terminal.close() == 0
