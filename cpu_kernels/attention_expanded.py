@@ -5,7 +5,7 @@ absorbed T L H (2C + R), expanded L H C (N + V) + T L H (N + R + V). With C = 51
 they are equal at T = C (N + V) / (2C - N - V) = 171 tokens whatever the depth.
 
 A unit of work is one head and up to QUERIES tokens; its keys come in tiles of KEYS, so that a thread's scratch memory
-(4.6 MB at those sizes) does not grow with L.
+(3.4 MB at those sizes) does not grow with L.
 """
 
 import numpy as np

@@ -4,15 +4,13 @@ Numbers too large for float16 become +-65504 instead of infinity: an infinite ca
 of the sequence into NaN.
 """
 
-import platform
-
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from .jit import kernel
-from .simd import FEATURES
+from .simd import HALF
 
 
 @intrinsic
@@ -58,9 +56,8 @@ def float_to_half_by_bits(x):
 
 
 # Without the instructions LLVM would call __extendhfsf2 and __truncsfhf2, which a process need not have.
-_HAS_INSTRUCTIONS = "f16c" in FEATURES or platform.machine() == "aarch64"
-half_to_float = _extend if _HAS_INSTRUCTIONS else half_to_float_by_bits
-_float_to_half = _truncate if _HAS_INSTRUCTIONS else float_to_half_by_bits
+half_to_float = _extend if HALF else half_to_float_by_bits
+_float_to_half = _truncate if HALF else float_to_half_by_bits
 
 
 @kernel
