@@ -66,12 +66,19 @@ class KvUp:
 
 
 @dataclass(frozen=True)
+class QueryUp:
+    """From the query latent to the heads: attn_q_b · norm(latent)."""
+
+    attn_q_a_norm: np.ndarray
+    attn_q_b: Linear
+
+
+@dataclass(frozen=True)
 class MLAWeights:
     """One layer's tensors. `attn_a` is attn_q_a | attn_kv_a_mqa as one product (attn_q | ... without q_lora)."""
 
     attn_a: Linear
-    attn_q_a_norm: np.ndarray | None
-    attn_q_b: Linear | None
+    query_up: QueryUp | None  # None without q_lora
     attn_kv_a_norm: np.ndarray
     attn_kv_b: KvUp
     attn_output: Linear
@@ -97,8 +104,8 @@ class MLA:
         """Writes this batch's latents into the cache `layer`; returns the rotated queries [T, H, N + R]."""
         w = self.weights
         q, kv = np.split(w.attn_a(x), [self.q_rows], axis=1)
-        if w.attn_q_b is not None:
-            q = w.attn_q_b(rms_norm(q, w.attn_q_a_norm, self.eps))
+        if w.query_up is not None:
+            q = w.query_up.attn_q_b(rms_norm(q, w.query_up.attn_q_a_norm, self.eps))
         q = np.ascontiguousarray(q).reshape(len(x), self.heads, -1)
         key = kv[:, self.latent :]  # [T, R], shared by all heads
         rope(q[:, :, self.nope :], step.cos, step.sin)

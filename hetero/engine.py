@@ -55,7 +55,7 @@ class Engine:
 
     def decode(self, last: int, sampler: Sampler, limit: int, stop_ids: frozenset[int]) -> Iterator[int]:
         for _ in range(limit):
-            last = sampler.sample(self.forward([last], [0])[0])
+            last = sampler.sample(self.scores([last])[0])
             if last in stop_ids:
                 return
             sampler.accept(last)
@@ -69,7 +69,7 @@ class Engine:
         """float32 [T, vocab]: what follows each token of `ids`, read from an empty context. Replaces what is cached."""
         ids = self.checked(ids)
         self.forget()
-        return np.concatenate([self.forward(chunk, range(len(chunk))) for chunk in self.chunks(ids)])
+        return np.concatenate([self.scores(chunk) for chunk in self.chunks(ids)])
 
     def chunks(self, ids: list[int]) -> Iterator[list[int]]:
         """Splits `ids`, which follow the cached tokens, at absolute multiples of CHUNK."""
@@ -79,7 +79,13 @@ class Engine:
             yield ids[:cut]
             ids, cut = ids[cut:], CHUNK
 
-    def forward(self, ids: list[int], logits_at: Iterable[int]) -> np.ndarray:
+    def scores(self, ids: list[int]) -> np.ndarray:
+        """float32 [T, vocab]: one pass over the next tokens, a row of logits for each."""
+        logits = self.forward(ids, range(len(ids)))
+        assert logits is not None, "logits were asked for"
+        return logits
+
+    def forward(self, ids: list[int], logits_at: Iterable[int]) -> np.ndarray | None:
         """One pass over the next tokens of the first sequence. A pass that fails or is interrupted leaves no token."""
         before = len(self.cache.tokens[0])
         positions = self.cache.extend(0, ids)

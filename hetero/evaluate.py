@@ -54,7 +54,7 @@ class ExpertCounter:
         engine, parts = self._engine, []
         engine.forget()
         for chunk in engine.chunks(engine.checked(ids)):
-            parts.append(engine.forward(chunk, range(len(chunk))))
+            parts.append(engine.scores(chunk))
             for counts, layer in zip(self.counts, self._layers, strict=True):
                 counts += np.bincount(layer.chosen.ravel(), minlength=len(counts))
         self.tokens += len(ids)

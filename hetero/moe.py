@@ -1,6 +1,7 @@
 """Feed-forward layers: the dense ones, and the mixture of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -32,7 +33,8 @@ class Router:
 
     def __init__(self, config: ModelConfig, ffn_gate_inp: Linear, exp_probs_b: np.ndarray | None):
         self.ffn_gate_inp, self.exp_probs_b = ffn_gate_inp, exp_probs_b
-        self.rule = dict(
+        self.choose = partial(
+            route,
             used=config.experts_used,
             groups=config.expert_groups,
             groups_used=config.expert_groups_used,
@@ -44,7 +46,7 @@ class Router:
 
     def __call__(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[T, hidden] -> expert ids int32 [T, k], their weights float32 [T, k]"""
-        return route(self.ffn_gate_inp(x), self.exp_probs_b, **self.rule)
+        return self.choose(self.ffn_gate_inp(x), self.exp_probs_b)
 
 
 class MoE:

@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 
 from cpu_kernels import Matrix, Pool
-from hetero.attention import MLA, KvUp, MLAWeights
+from hetero.attention import MLA, KvUp, MLAWeights, QueryUp
 from hetero.config import ModelConfig
 from hetero.gguf import GGUFFile
 from hetero.linear import Linear
@@ -52,11 +52,13 @@ class Weights:
 
 
 def mla_weights(weights: Weights, config: ModelConfig, prefix: str) -> MLAWeights:
-    first = "attn_q_a.weight" if config.q_lora_rank else "attn_q.weight"
+    first, query_up = "attn_q.weight", None
+    if config.q_lora_rank:
+        first = "attn_q_a.weight"
+        query_up = QueryUp(weights.vector(prefix + "attn_q_a_norm.weight"), weights.linear(prefix + "attn_q_b.weight"))
     return MLAWeights(
         attn_a=weights.linear(prefix + first, prefix + "attn_kv_a_mqa.weight"),
-        attn_q_a_norm=weights.vector(prefix + "attn_q_a_norm.weight") if config.q_lora_rank else None,
-        attn_q_b=weights.linear(prefix + "attn_q_b.weight") if config.q_lora_rank else None,
+        query_up=query_up,
         attn_kv_a_norm=weights.vector(prefix + "attn_kv_a_norm.weight"),
         attn_kv_b=weights.kv_up(prefix, config),
         attn_output=weights.linear(prefix + "attn_output.weight"),
