@@ -10,8 +10,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .cpu import FEATURES
 from .jit import kernel
-from .simd import FEATURES, _broadcast, _call, _pointer, _shuffled
+from .vector import broadcast, call, pointer, shuffled
 
 _F32, _I64 = ir.FloatType(), ir.IntType(64)
 WIDE = "avx512f" in FEATURES  # 32 registers of 16 lanes; otherwise 16 of 8 are assumed (NEON: pairs of 4)
@@ -39,17 +40,17 @@ def _at(builder, address, floats):
 
 
 def _load(builder, address, of):
-    value = builder.load(_pointer(builder, address), typ=of)
+    value = builder.load(pointer(builder, address), typ=of)
     value.align = 4
     return value
 
 
 def _store(builder, value, address):
-    builder.store(value, _pointer(builder, address)).align = 4
+    builder.store(value, pointer(builder, address)).align = 4
 
 
 def _accumulate(builder, slot, a, b):
-    product = _call(builder, f"llvm.fma.v{LANES}f32", _VECTOR, a, b, builder.load(slot, typ=_VECTOR))
+    product = call(builder, f"llvm.fma.v{LANES}f32", _VECTOR, a, b, builder.load(slot, typ=_VECTOR))
     builder.store(product, slot)
 
 
@@ -58,7 +59,7 @@ def _sums(builder, w, x, y, z):
 
     def add_shuffled(a, b, first, distance):
         second = [lane + distance for lane in first]
-        return builder.fadd(_shuffled(builder, a, b, first), _shuffled(builder, a, b, second))
+        return builder.fadd(shuffled(builder, a, b, first), shuffled(builder, a, b, second))
 
     pairs = [lane for even in range(0, LANES, 2) for lane in (even, LANES + even)]
     quads = [lane for at in range(0, LANES, 4) for lane in (at, at + 1, LANES + at, LANES + at + 1)]
@@ -114,7 +115,7 @@ def _strip_tile(rows: int, vectors: int):
                 right = [_load(builder, _at(builder, b_row, _I64(LANES * j)), _VECTOR) for j in range(vectors)]
                 for i in range(rows):
                     scalar = _load(builder, _at(builder, a_rows[i], loop.index), _F32)
-                    left = _broadcast(builder, scalar, LANES)
+                    left = broadcast(builder, scalar, LANES)
                     for j in range(vectors):
                         _accumulate(builder, sums[i][j], left, right[j])
             for i in range(rows):

@@ -9,8 +9,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from .cpu import HALF
 from .jit import kernel
-from .simd import HALF
 
 
 @intrinsic

@@ -3,7 +3,8 @@
 import numpy as np
 
 from .jit import fast_kernel, kernel
-from .simd import F32x4, F32x8, constant, fma, load_f32, load_f32x4, load_f32x8, shuffle, store
+from .simd import fma, load_f32, load_f32x4, load_f32x8, store
+from .vector import F32x4, F32x8, constant, shuffle
 
 _swap_pairs = shuffle(F32x8, [1, 0, 3, 2, 5, 4, 7, 6])
 _double = shuffle(F32x4, [0, 0, 1, 1, 2, 2, 3, 3])

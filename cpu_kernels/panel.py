@@ -7,9 +7,9 @@ The register tile is 2 rows x 4 columns; past the end it repeats the last row or
 import numpy as np
 
 from .atomic import load_i64
+from .dot import dot_signed
 from .jit import device
 from .simd import (
-    dot_signed,
     f32_from_i32,
     fma,
     load_f32,

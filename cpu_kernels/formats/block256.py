@@ -8,10 +8,9 @@ minima(block, h)        likewise; value = scale x code - minimum
 
 import numpy as np
 
+from ..dot import dot_signed, dot_unsigned
 from ..jit import device
 from ..simd import (
-    dot_signed,
-    dot_unsigned,
     double_high,
     double_low,
     f32_from_i32,

@@ -5,8 +5,9 @@ value = scale x code - minimum. `codes(block)` are 32 signed bytes in the values
 
 import numpy as np
 
+from ..dot import dot_signed
 from ..jit import device
-from ..simd import dot_signed, f32_from_i32, fma, load_f32, load_i8x32, reduce_add, splat_f32x8, store
+from ..simd import f32_from_i32, fma, load_f32, load_i8x32, reduce_add, splat_f32x8, store
 
 
 @device

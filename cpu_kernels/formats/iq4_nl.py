@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from ..dot import lookup
 from ..jit import device, dot_kernel, unpack_kernel
-from ..simd import I8x32, constant, join_i8x16, load_f16, load_i8x16, lookup
+from ..simd import join_i8x16, load_f16, load_i8x16
+from ..vector import I8x32, constant
 from .block32 import dot_rows, unpack_row
 
 VALUES, BYTES = 32, 18

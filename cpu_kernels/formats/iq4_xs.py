@@ -3,6 +3,7 @@
 Each group of 32 is coded as in IQ4_NL, with its own scale of 6 bits; scale - 32.
 """
 
+from ..dot import lookup
 from ..jit import device, dot_kernel, unpack_kernel
 from ..simd import (
     double_high,
@@ -15,7 +16,6 @@ from ..simd import (
     load_i8x16,
     load_u16,
     load_u32,
-    lookup,
 )
 from .block256 import dot_signed_rows, unpack_row
 from .iq4_nl import TABLE

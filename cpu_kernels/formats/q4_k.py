@@ -4,16 +4,7 @@ Nibble bytes 32p .. hold groups 2p (low) and 2p + 1 (high) of 32 values. value =
 """
 
 from ..jit import device, dot_kernel, unpack_kernel
-from ..simd import (
-    double_high,
-    double_low,
-    f32_from_i32,
-    i8x8_from_i64,
-    i32_from_u8,
-    load_f16,
-    load_i8x32,
-    load_u32,
-)
+from ..simd import double_high, double_low, f32_from_i32, i8x8_from_i64, i32_from_u8, load_f16, load_i8x32, load_u32
 from .block256 import dot_rows, unpack_minima, unpack_row
 
 VALUES, BYTES = 256, 144
