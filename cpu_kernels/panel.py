@@ -38,17 +38,22 @@ def _codes(w, x, scale, x_scale, total):
 
 
 @device
-def _minima(w, x, columns, total):
-    """total - the sum over groups of 16 of minimum x sum."""
+def _minima(w, x, columns):
+    """The sum over groups of 16 of minimum x sum; four chains of additions, each too slow alone."""
     minima, sums = w + columns // 4 * 5, x + columns // 8 * 9
-    lost = splat_f32x8(np.float32(0.0))
-    groups = columns // 16
-    for i in range(0, groups - 7, 8):
-        lost = fma(load_f32x8(minima + 4 * i), load_f32x8(sums + 4 * i), lost)
+    a = b = c = d = splat_f32x8(np.float32(0.0))
+    size = columns // 4  # bytes of either
+    for at in range(0, size - 127, 128):
+        a = fma(load_f32x8(minima + at), load_f32x8(sums + at), a)
+        b = fma(load_f32x8(minima + at + 32), load_f32x8(sums + at + 32), b)
+        c = fma(load_f32x8(minima + at + 64), load_f32x8(sums + at + 64), c)
+        d = fma(load_f32x8(minima + at + 96), load_f32x8(sums + at + 96), d)
+    for at in range(size // 128 * 128, size - 31, 32):
+        a = fma(load_f32x8(minima + at), load_f32x8(sums + at), a)
     rest = np.float32(0.0)
-    for i in range(groups // 8 * 8, groups):
-        rest += load_f32(minima + 4 * i) * load_f32(sums + 4 * i)
-    return reduce_add(total) - (reduce_add(lost) + rest)
+    for at in range(size // 32 * 32, size, 4):
+        rest += load_f32(minima + at) * load_f32(sums + at)
+    return reduce_add((a + b) + (c + d)) + rest
 
 
 @device
@@ -106,7 +111,7 @@ def _finish(total, w, x, columns, flags):
             result += load_f32(w + 4 * i) * load_f32(x + 4 * i)
         return result
     if flags & MINIMUM:
-        return _minima(w, x, columns, total)
+        return reduce_add(total) - _minima(w, x, columns)
     return reduce_add(total)
 
 

@@ -23,9 +23,9 @@ def scale_and_minimum(block):
 
 @dot_kernel
 def dot(weights, stride, rows, columns, x, y):
-    dot_rows(codes, scale_and_minimum, BYTES, weights, stride, rows, columns, x, y)
+    dot_rows(codes, scale_and_minimum, MINIMUM, BYTES, weights, stride, rows, columns, x, y)
 
 
 @unpack_kernel
 def unpack(block, columns, panel):
-    unpack_row(codes, scale_and_minimum, BYTES, block, columns, panel)
+    unpack_row(codes, scale_and_minimum, MINIMUM, BYTES, block, columns, panel)
