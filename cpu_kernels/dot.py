@@ -36,56 +36,46 @@ def _dot_x86(builder, w, x):
     return call(builder, "llvm.x86.avx2.pmadd.wd", I32x8.llvm, pairs, vector_constant(I16x16, 1))
 
 
+def emit_dot(builder, w, x, signed: bool):
+    """Lane i: the sum of w[j] * x[j] for j = 4i .. 4i+3. On x86, signed is |w| * (x with w's sign)."""
+    if AVX2:
+        if signed:
+            x = call(builder, "llvm.x86.avx2.psign.b", I8x32.llvm, x, w)
+            w = call(builder, "llvm.abs.v32i8", I8x32.llvm, w, ir.IntType(1)(0))
+        return _dot_x86(builder, w, x)
+    if NEON_DOT:
+        return _dot_neon(builder, w, x)
+    return _dot_generic(builder, w, x, "sext" if signed else "zext")
+
+
+def emit_lookup(builder, table, index):
+    if AVX2:
+        return call(builder, "llvm.x86.avx2.pshuf.b", I8x32.llvm, table, index)
+    if NEON_DOT:
+        low = shuffled(builder, table, table, range(16))
+        halves = [shuffled(builder, index, index, lanes) for lanes in (range(16), range(16, 32))]
+        halves = [call(builder, "llvm.aarch64.neon.tbl1.v16i8", I8x16.llvm, low, half) for half in halves]
+        return shuffled(builder, halves[0], halves[1], range(32))
+    result = ir.Constant(I8x32.llvm, ir.Undefined)
+    for i in range(32):
+        at = builder.extract_element(index, _I32(i))
+        result = builder.insert_element(result, builder.extract_element(table, at), _I32(i))
+    return result
+
+
 @intrinsic
 def dot_unsigned(typing, w, x):
     """Lane i: the sum of w[j] * x[j] for j = 4i .. 4i+3; w in 0..127, x in -127..127."""
-
-    def codegen(context, builder, signature, a):
-        if AVX2:
-            return _dot_x86(builder, a[0], a[1])
-        return _dot_neon(builder, a[0], a[1]) if NEON_DOT else _dot_generic(builder, a[0], a[1], "zext")
-
-    return I32x8(I8x32, I8x32), codegen
+    return I32x8(I8x32, I8x32), lambda context, builder, signature, a: emit_dot(builder, a[0], a[1], False)
 
 
 @intrinsic
 def dot_signed(typing, w, x):
-    """As `dot_unsigned`, w in -128..127. On x86 |w| * (x with w's sign)."""
-
-    def codegen(context, builder, signature, a):
-        w, x = a
-        if AVX2:
-            magnitude = call(builder, "llvm.abs.v32i8", I8x32.llvm, w, ir.IntType(1)(0))
-            return _dot_x86(builder, magnitude, call(builder, "llvm.x86.avx2.psign.b", I8x32.llvm, x, w))
-        return _dot_neon(builder, w, x) if NEON_DOT else _dot_generic(builder, w, x, "sext")
-
-    return I32x8(I8x32, I8x32), codegen
+    """As `dot_unsigned`, w in -128..127."""
+    return I32x8(I8x32, I8x32), lambda context, builder, signature, a: emit_dot(builder, a[0], a[1], True)
 
 
 @intrinsic
 def lookup(typing, table, index):
     """table[index] for 32 indices of 0..15; the table's 16 bytes stand in the vector twice."""
-
-    def codegen(context, builder, signature, a):
-        table, index = a
-        if AVX2:
-            return call(builder, "llvm.x86.avx2.pshuf.b", I8x32.llvm, table, index)
-        if NEON_DOT:
-            halves = [
-                call(
-                    builder,
-                    "llvm.aarch64.neon.tbl1.v16i8",
-                    I8x16.llvm,
-                    shuffled(builder, table, table, range(16)),
-                    shuffled(builder, index, index, lanes),
-                )
-                for lanes in (range(16), range(16, 32))
-            ]
-            return shuffled(builder, halves[0], halves[1], range(32))
-        result = ir.Constant(I8x32.llvm, ir.Undefined)
-        for i in range(32):
-            at = builder.extract_element(index, _I32(i))
-            result = builder.insert_element(result, builder.extract_element(table, at), _I32(i))
-        return result
-
-    return I8x32(I8x32, I8x32), codegen
+    return I8x32(I8x32, I8x32), lambda context, builder, signature, a: emit_lookup(builder, a[0], a[1])

@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import gguf
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
+from llvmlite import ir
 
-from cpu_kernels import SUPPORTED, Matrix, Pool, dequantize, embed, linear
+from cpu_kernels import SUPPORTED, Matrix, Pool, dequantize, dot, embed, linear
 from cpu_kernels.matrix import load_format
-from tests.random_weights import as_multiplied, random_matrix, random_weights, values_of
+from cpu_kernels.vector import I8x32
+from tests.random_weights import SCALES, as_multiplied, random_matrix, random_weights, values_of
 
 TYPES = sorted(SUPPORTED)
 # Row lengths: one block; several with an odd number of 32s; for plain numbers also no multiple of anything.
@@ -60,33 +63,23 @@ def test_products_match_float64(type, threads):
             np.testing.assert_allclose(linear(pool, matrix, x), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("type", sorted(SCALES))
 def test_extreme_codes_do_not_overflow(type):
-    """All bytes 0x00, 0x80, 0xFF with activations at the ends of their range: the largest sums that can occur."""
-    columns = columns_of(type)
-    rng = np.random.default_rng(3)
-    data = random_weights(type, (6, columns), rng)
-    if type not in ("F32", "F16", "BF16"):
-        sample = random_weights(type, (6, columns), rng)
-        fresh = np.repeat(np.array([0, 0x80, 0xFF, 0x7F, 0x0F, 0xF0], np.uint8), data.shape[1]).reshape(data.shape)
-        changed = sample != 0  # scales must stay finite: take them from random blocks
-        from tests.random_weights import SCALES
-
-        blocks = fresh.reshape(6, -1, load_format(type).BYTES)
-        scales = sample.reshape(blocks.shape)
-        for offset in SCALES[type]:
-            blocks[..., offset : offset + 2] = scales[..., offset : offset + 2]
-        assert changed.any()
-        data = fresh
-    matrix = Matrix(data, type, columns)
-    weights = values_of(data, type).astype(np.float64)
+    """Rows of one byte throughout and activations of one size: the largest sums that can occur."""
+    columns, rng = columns_of(type), np.random.default_rng(3)
+    extremes = np.array([0, 0x80, 0xFF, 0x7F, 0x0F, 0xF0], np.uint8)
+    data = random_weights(type, (len(extremes), columns), rng)
+    blocks = data.reshape(len(extremes), -1, load_format(type).BYTES)
+    keep = [offset + byte for offset in SCALES[type] for byte in (0, 1)]
+    blocks[:, :, np.setdiff1d(np.arange(blocks.shape[2]), keep)] = extremes[:, None, None]
+    matrix, weights = Matrix(data, type, columns), values_of(data, type).astype(np.float64)
     x = np.where(rng.random((5, columns)) < 0.5, -1.0, 1.0).astype(np.float32)
     x[0] = 1.0
-    expected = x.astype(np.float64) @ weights.T
     with Pool(1) as pool:
         for part in (x, x[:1]):
-            got = linear(pool, matrix, part)
-            np.testing.assert_allclose(got, expected[: len(part)], rtol=0, atol=2e-6 * np.abs(weights).sum(1).max())
+            expected = part.astype(np.float64) @ weights.T
+            tolerance = 2e-6 * np.abs(weights).sum(axis=1).max()
+            np.testing.assert_allclose(linear(pool, matrix, part), expected, rtol=0, atol=tolerance)
 
 
 def test_weights_may_be_read_only_strided_and_mapped(tmp_path: Path):
@@ -127,7 +120,34 @@ def test_ids_outside_the_matrix_are_refused():
     assert embed(matrix, []).shape == (0, 32)
 
 
-# Instruction sets: the same tests in a process that compiles for a lesser CPU, which this one can still run.
+# Instruction sets other than this machine's: what can only be compiled is compiled and read, what can be run is run.
+TARGETS = {
+    "AVX-512 VNNI": ({"AVX2", "VNNI"}, "x86_64-unknown-linux-gnu", "znver4", ("vpdpbusd", "vpsignb", "vpshufb")),
+    "AVX2": ({"AVX2"}, "x86_64-unknown-linux-gnu", "haswell", ("vpmaddubsw", "vpmaddwd", "vpsignb", "vpshufb")),
+    "x86-64": (set(), "x86_64-unknown-linux-gnu", "x86-64", ("pmaddwd", "paddd")),
+    "NEON dotprod": ({"NEON_DOT"}, "aarch64-unknown-linux-gnu", "neoverse-n1", ("sdot", "tbl")),
+    "NEON": (set(), "aarch64-unknown-linux-gnu", "cortex-a53", ("smull", "addp")),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_products_compile_to_the_intended_instructions(target, monkeypatch):
+    flags, triple, cpu, instructions = TARGETS[target]
+    for flag in ("AVX2", "VNNI", "NEON_DOT"):
+        monkeypatch.setattr(dot, flag, flag in flags)
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.PointerType()] * 4), "products")
+    builder = ir.IRBuilder(function.append_basic_block())
+    w, x, table = (builder.load(pointer, typ=I8x32.llvm) for pointer in function.args[:3])
+    builder.store(dot.emit_dot(builder, dot.emit_lookup(builder, table, w), x, signed=True), function.args[3])
+    builder.ret_void()
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
+    assembly = machine.emit_assembly(llvm.parse_assembly(str(module)))
+    assert [name for name in instructions if f"\t{name}" not in assembly] == []
+
+
 LESSER = {"x86-64": ["Q8_0", "IQ4_XS", "Q4_K"], "haswell": ["Q8_0", "IQ4_XS", "Q4_K"]}
 
 
