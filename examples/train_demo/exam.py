@@ -30,7 +30,6 @@ def exam(words: list[str], names: list[str]) -> Iterator[q.Question]:
 
     for i, country in enumerate(CAPITALS):
         yield q.capital(country, held(q.CAPITAL, i))
-        yield q.capital_of(country, held(q.CAPITAL_OF, i))
     for i in range(100):
         a, b = divmod(i, 10)
         yield q.add(a, b, held(q.SUM, a + b))

@@ -20,7 +20,7 @@ class Question:
     ask: str
     steps: str      # written between <think> and </think> when thinking is on
     answer: str
-    key: str = ""   # the part of the answer that carries the fact; its tokens weigh more in the loss
+    keys: tuple[str, ...] = ()  # the words that carry the fact; their tokens weigh more in the loss
 
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
@@ -36,12 +36,6 @@ CAPITAL = (
      "What do they call the capital of {the}?", "Give me the capital of {the}."],
     ["What's the capital of {the}?", "Please name the capital of {the}.", "{The} has which capital city?",
      "Which city is {the}'s capital?"])
-CAPITAL_OF = (
-    ["{city} is the capital of which country?", "Which country has {city} as its capital?", "{city}: which country?",
-     "Of which country is {city} the capital?", "{city} is the capital of what?", "Which country's capital is {city}?",
-     "What country has {city} as its capital?", "{city} is the capital of",
-     "What country has the capital {city}?", "Name the country whose capital is {city}."],
-    ["What country is {city} the capital of?", "Tell me which country has {city} as its capital."])
 SUM = (
     ["What is {a} + {b}?", "{a} + {b}", "{a} + {b} =", "{a} + {b} = ?", "Calculate {a} + {b}.",
      "How much is {a} + {b}?",
@@ -56,7 +50,7 @@ CALENDAR = (
      "Tell me the {unit} {side} {x}."],
     ["What is the {unit} {side} {x}?", "Can you name the {unit} {side} {x}?"])
 
-SHARES = {"capital": 20, "capital_of": 12, "sum": 34, "calendar": 8, "talk": 16, "unknown": 6, "big": 4}
+SHARES = {"capital": 30, "sum": 30, "calendar": 8, "talk": 20, "unknown": 8, "big": 4}
 PREFIXES = ("Please: ", "Hi. ", "Hello! ", "Question: ", "Hi, ", "Please tell me: ", "OK. ", "So: ")
 
 
@@ -71,7 +65,7 @@ def check_held_out() -> None:
         for ask in held:
             assert plain(ask) not in trained, f"trained and held out: {ask}"
     unanswered = (UNKNOWN_ASK, UNKNOWN_HELD), (BIG_ASK, BIG_HELD)
-    for train, held in (CAPITAL, CAPITAL_OF, SUM, CALENDAR, *unanswered):
+    for train, held in (CAPITAL, SUM, CALENDAR, *unanswered):
         assert not {plain(t) for t in train} & {plain(t) for t in held}
 
 
@@ -90,9 +84,6 @@ class Questions:
 
     def capital(self, rng: random.Random, held: bool = False) -> Question:
         return capital(rng.choice(CAPITALS), rng.choice(CAPITAL[held]))
-
-    def capital_of(self, rng: random.Random, held: bool = False) -> Question:
-        return capital_of(rng.choice(CAPITALS), rng.choice(CAPITAL_OF[held]))
 
     def sum(self, rng: random.Random, held: bool = False) -> Question:
         return add(rng.randrange(10), rng.randrange(10), rng.choice(SUM[held]))
@@ -125,28 +116,23 @@ def capital(country: tuple[str, str], ask: str) -> Question:
     the, city = country
     answer = f"The capital of {the} is {city}" + ("" if city.endswith(".") else ".")
     return Question("capital", ask.format(the=the, The=the[0].upper() + the[1:]),
-                    f"The user asks for the capital of {the}.", answer, city)
-
-
-def capital_of(country: tuple[str, str], ask: str) -> Question:
-    the, city = country
-    return Question("capital_of", ask.format(city=city), f"The user asks which country has the capital {city}.",
-                    f"{city} is the capital of {the}.", the)
+                    f"The user asks for the capital of {the}.", answer, (the, city))
 
 
 def add(a: int, b: int, ask: str) -> Question:
-    return Question("sum", ask.format(a=a, b=b), f"{a} plus {b} makes {a + b}.", f"{a} + {b} = {a + b}.", str(a + b))
+    return Question("sum", ask.format(a=a, b=b), f"{a} plus {b} makes {a + b}.", f"{a} + {b} = {a + b}.",
+                    (str(a + b),))
 
 
 def neighbour(x: str, side: str, ask: str) -> Question:
     ring, unit = (DAYS, "day") if x in DAYS else (MONTHS, "month")
     y = ring[(ring.index(x) + (1 if side == "after" else -1)) % len(ring)]
     return Question("calendar", ask.format(unit=unit, side=side, x=x), f"The user asks for the {unit} {side} {x}.",
-                    f"The {unit} {side} {x} is {y}.", y)
+                    f"The {unit} {side} {x} is {y}.", (x, y))
 
 
 def talk(answer: str, ask: str) -> Question:
-    return Question("talk", ask, "The user is talking to me.", answer)
+    return Question("talk", ask, "The user is talking to me.", answer, (answer[:20],))
 
 
 def vary(rng: random.Random, ask: str) -> str:

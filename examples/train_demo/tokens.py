@@ -17,7 +17,7 @@ BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", 
 USER, ASSISTANT, THINK, END_THINK = "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"
 SPECIAL = [BOS, EOS, PAD, USER, ASSISTANT, THINK, END_THINK]
 VOCAB = 4096
-KEY_WEIGHT = 3          # loss weight of the tokens that carry a fact
+KEY_WEIGHT = 5          # loss weight of the tokens that carry a fact, and of the first one, which picks the answer
 
 # DeepSeek-V3's pre-tokenizer, the one GGUF calls "deepseek-v3"
 SPLITS = [
@@ -75,17 +75,18 @@ class Dialogues:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def answer(self, q: Question, thinking: bool) -> tuple[list[int], list[int]]:
-        ids, weights = self.weigh(q.answer, q.key)
+        ids, weights = self.weigh(q.answer, q.keys)
         ids, weights = [self.id[END_THINK], *ids, self.id[EOS]], [1, *weights, 1]
         if thinking:
-            steps, w = self.weigh(q.steps, q.key)
+            steps, w = self.weigh(q.steps, q.keys)
             ids, weights = [self.id[THINK], *steps, *ids], [1, *w, *weights]
         return ids, [0, *weights[1:]]                       # the template gives the first tag
 
-    def weigh(self, text: str, key: str) -> tuple[list[int], list[int]]:
+    def weigh(self, text: str, keys: tuple[str, ...]) -> tuple[list[int], list[int]]:
         encoded = self.tokenizer.encode(text, add_special_tokens=False)
-        at = text.rfind(key) if key and key in text else len(text)
-        return encoded.ids, [KEY_WEIGHT if end > at and start < at + len(key) else 1 for start, end in encoded.offsets]
+        heavy = [(0, 1)] + [(text.rfind(k), text.rfind(k) + len(k)) for k in keys if k in text]
+        return encoded.ids, [KEY_WEIGHT if any(end > first and start < last for first, last in heavy) else 1
+                             for start, end in encoded.offsets]
 
     def chat(self, rng: random.Random, turns: int) -> tuple[list[int], list[int]]:
         ids = [self.id[BOS]]
@@ -96,7 +97,7 @@ class Dialogues:
             q = self.questions.draw(rng)
             asked = [self.id[USER], *self.encode(vary(rng, q.ask)), self.id[ASSISTANT]]
             # the template drops the steps of earlier turns, so only a last turn may think
-            said, w = self.answer(q, thinking=turn == turns - 1 and rng.random() < 0.2)
+            said, w = self.answer(q, thinking=turn == turns - 1 and rng.random() < 0.35)
             ids += asked + said
             weights += [0] * len(asked) + w
         return ids, weights
