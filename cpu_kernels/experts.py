@@ -18,16 +18,14 @@ from .panel import FLOAT
 from .pool import Pool, dispatch
 from .product import (
     ARGUMENT_BYTES,
-    JOBS,
     PRODUCT_BYTES,
-    SILU,
-    SUM,
     column_space,
     describe,
     panel_bytes,
     run_products,
     run_quantize,
 )
+from .product import JOBS as PRODUCT_JOBS
 from .simd import exp, fdiv, fma, load_f32, load_f32x8, load_i32, splat_f32x8, store
 
 
@@ -78,7 +76,8 @@ def _sum_job(arguments, thread, threads):
                 store(out + token * columns * 4 + at, rest)
 
 
-JOBS[[SILU // 8, SUM // 8]] = _silu_job.address, _sum_job.address
+JOBS = np.concatenate([PRODUCT_JOBS, [_silu_job.address, _sum_job.address]])
+SILU, SUM = 8 * len(PRODUCT_JOBS), 8 * len(PRODUCT_JOBS) + 8
 
 
 @register_jitable

@@ -103,8 +103,8 @@ def _quantize_job(arguments, thread, threads):
 
 
 # Jobs reach compiled code through this table: an address inside a kernel would be frozen into its cached machine code.
-JOBS = np.array([_multiply_job.address, _quantize_job.address, 0, 0], np.int64)
-MULTIPLY, QUANTIZE, SILU, SUM = range(0, 32, 8)
+JOBS = np.array([_multiply_job.address, _quantize_job.address], np.int64)
+MULTIPLY, QUANTIZE = 0, 8
 
 
 def panel_bytes(columns: int) -> int:
