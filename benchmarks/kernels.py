@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from itertools import cycle
 from time import perf_counter
 
 import numpy as np
@@ -20,7 +21,7 @@ from tests.random_weights import random_weights
 
 ROW = 7168  # V3's hidden size
 LITE = {"experts": 64, "used": 6, "hidden": 1408, "columns": 2048, "types": ("Q4_K", "Q4_K", "Q5_0")}
-READ_BYTES = 512 << 20
+READ_BYTES, WINDOW_BYTES = 512 << 20, 32 << 20
 
 
 @job
@@ -47,10 +48,16 @@ def best_seconds(call: Callable[[], object], seconds: float) -> float:
 
 
 def read_bandwidth(pool: Pool, seconds: float) -> float:
+    """Of windows of 32 MiB out of 512: short enough for a quiet moment, and never still in a cache."""
     memory = np.ones(READ_BYTES, np.uint8)
     arguments = np.zeros(2 + pool.threads, np.int64)
-    arguments[:2] = memory.ctypes.data, READ_BYTES
-    return READ_BYTES / best_seconds(lambda: pool.run(_read.address, arguments), seconds)
+    windows = cycle(range(memory.ctypes.data, memory.ctypes.data + READ_BYTES, WINDOW_BYTES))
+
+    def call() -> None:
+        arguments[:2] = next(windows), WINDOW_BYTES
+        pool.run(_read.address, arguments)
+
+    return WINDOW_BYTES / best_seconds(call, seconds)
 
 
 def products(pool: Pool, type: str, rows: int, columns: list[int], seconds: float) -> list[dict]:
