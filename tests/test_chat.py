@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from hetero import demo
 from hetero.chat import Chat
 from hetero.conversation import Conversation
 from hetero.errors import FileError, HeteroError, RequestError
@@ -351,7 +350,6 @@ def test_session_in_a_terminal(tmp_path: Path) -> None:
     assert "+pasted\n+as one\n" in (tmp_path / "hetero" / "chat_history").read_text()
 
 
-@pytest.mark.skipif(not demo.path().exists(), reason="the bundled model is not there")
 def test_the_bundled_model_answers_in_a_terminal(tmp_path: Path) -> None:
     terminal = Terminal(sys.executable, "-m", "cli", "chat", "--temperature", "0", home=tmp_path)
     for question, answer in (("What is the capital of France?", "Paris"), ("What is 2 + 3?", "5")):

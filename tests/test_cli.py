@@ -111,6 +111,22 @@ def test_documentation_and_help_name_the_same_flags(run: Run) -> None:
     assert existing - documented == set(), "there, but not documented"
 
 
+def documented_sessions() -> list[tuple[str, list[str]]]:
+    """(command, lines printed) of each session in docs/cli.md, but for eval: its figures differ in the last digits."""
+    blocks = re.findall(r"```\n\$ (.+)\n([^`]+)```", (ROOT / "docs" / "cli.md").read_text())
+    return [(command, lines.splitlines()) for command, lines in blocks if "hetero eval" not in command]
+
+
+@pytest.mark.parametrize(("command", "lines"), documented_sessions(), ids=lambda value: str(value)[:40])
+def test_documented_output_is_real(command: str, lines: list[str]) -> None:
+    command = command.replace("hetero ", f"{sys.executable} cli.py ")
+    printed = subprocess.run(command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    if lines[-1] == "...":
+        assert printed.splitlines()[: len(lines) - 1] == lines[:-1]
+    else:
+        assert printed.splitlines() == lines
+
+
 def test_generate_writes_the_answer_to_stdout_only(run: Run, loaded: dict[str, FakeEngine]) -> None:
     status, out, err = run("generate", "m.gguf", "-p", "Capital of France?", "--context", "64")
     assert (status, out) == (0, "Paris.\n")
