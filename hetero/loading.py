@@ -35,11 +35,12 @@ def load(
         config = ModelConfig.from_gguf(file)
         check_tensors(file, config, SUPPORTED)
         context = chosen_context(config, run)
-        report("preparing kernels" if CACHED else "compiling kernels for this CPU, once, about half a minute", 0, 0)
+        kernels = "preparing kernels" if CACHED else "compiling kernels for this CPU, once, about a minute"
+        report(kernels, 0, 0)
         engine, tokenizer = _bind(file, config, run, context)
         if progress is not None:
             engine.read_ahead(progress)
-        report("first token", 0, 0)
+        report(kernels, 0, 0)
         engine.model.rehearse(engine.cache.layers)
     except BaseException:
         file.close()
