@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from .attention_absorbed import mla_absorbed
     from .attention_expanded import mla_expanded
     from .cache import cache_layer, read_cache, write_cache
-    from .dequantize import dequantize, embed
+    from .embedding import dequantize, embed
     from .experts import ffn, routed_experts
-    from .linear import linear, linear_heads
+    from .matmul import linear, linear_heads
     from .norm_rope import rms_norm, rope
     from .pool import Pool
-    from .route import route
+    from .router import route
     from .transposed import linear_heads_transposed
 
 __all__ = [
@@ -43,21 +43,22 @@ __all__ = [
     "write_cache",
 ]
 
+# No module has the name of a verb: once imported, it would stand in the verb's place.
 _HOME = {
     "Pool": "pool",
     "cache_layer": "cache",
-    "dequantize": "dequantize",
-    "embed": "dequantize",
+    "dequantize": "embedding",
+    "embed": "embedding",
     "ffn": "experts",
-    "linear": "linear",
-    "linear_heads": "linear",
+    "linear": "matmul",
+    "linear_heads": "matmul",
     "linear_heads_transposed": "transposed",
     "mla_absorbed": "attention_absorbed",
     "mla_expanded": "attention_expanded",
     "read_cache": "cache",
     "rms_norm": "norm_rope",
     "rope": "norm_rope",
-    "route": "route",
+    "route": "router",
     "routed_experts": "experts",
     "write_cache": "cache",
 }
@@ -66,6 +67,4 @@ _HOME = {
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    verbs = {verb: getattr(import_module(f".{home}", __name__), verb) for verb, home in _HOME.items()}
-    globals().update(verbs)
-    return verbs[name]
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

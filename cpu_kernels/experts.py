@@ -12,7 +12,7 @@ from numba.extending import register_jitable
 from .activation import quantize_blocks
 from .atomic import load_i64, store_i64
 from .jit import device, job, kernel
-from .linear import check_rows, result
+from .matmul import check_rows, result
 from .matrix import COLUMNS, COUNT, FLAGS, ROWS, Matrix, address
 from .panel import FLOAT
 from .pool import Pool, dispatch

@@ -3,9 +3,9 @@
 import numpy as np
 
 from .atomic import fetch_add, load_i64
-from .dequantize import dequantize_row
+from .embedding import dequantize_row
 from .jit import device, job
-from .linear import check_rows, result
+from .matmul import check_rows, result
 from .matrix import COLUMNS, COUNT, MATRIX_STRIDE, ROW_STRIDE, ROWS, WEIGHTS, Matrix, address
 from .pool import CHUNK, Pool
 from .product import panel_bytes

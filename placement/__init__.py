@@ -1,1 +1,1 @@
-"""The placement planner: pure arithmetic on the standard library. Not built yet; `hetero.load` puts everything on the CPU."""
+"""The placement planner: pure arithmetic on the standard library. Not built yet: everything is computed on the CPU."""

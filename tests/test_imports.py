@@ -82,3 +82,11 @@ def test_every_module_exists() -> None:
     """A row that names a module nobody wrote would let the list rot."""
     there = {path.stem for path in (ROOT / "hetero").glob("*.py")} | {path.name for path in (ROOT / "hetero").iterdir()}
     assert {name for names in ROWS for name in names} <= there
+
+
+def test_no_kernel_module_hides_a_verb() -> None:
+    import cpu_kernels
+
+    modules = {path.stem for path in (ROOT / "cpu_kernels").rglob("*.py")}
+    assert not modules & set(cpu_kernels.__all__)
+    assert set(cpu_kernels.__all__) - set(cpu_kernels._HOME) == {"CACHED", "SUPPORTED", "Matrix"}
