@@ -5,7 +5,7 @@ from transformers import DeepseekV2Config, DeepseekV3Config
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
-from cpu_kernels.route import route
+from cpu_kernels.router import route
 from tests import reference_kernels as reference
 
 V3 = {
