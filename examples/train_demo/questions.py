@@ -33,7 +33,10 @@ CAPITAL = (
      "capital of {the}?", "Tell me the capital of {the}.", "Which city is the capital of {the}?",
      "Do you know the capital of {the}?", "{The}: capital?", "Can you tell me the capital of {the}?",
      "What city is the capital of {the}?", "I would like to know the capital of {the}.", "the capital of {the}",
-     "What do they call the capital of {the}?", "Give me the capital of {the}."],
+     "What do they call the capital of {the}?", "Give me the capital of {the}.", "{The} has what capital?",
+     "What is {the}'s capital?", "What is {the}'s capital city called?", "{the}'s capital",
+     "{The}'s capital is which city?", "{The}. What is its capital?", "In {the}, what is the capital?",
+     "{The} has a capital. Which city is it?"],
     ["What's the capital of {the}?", "Please name the capital of {the}.", "{The} has which capital city?",
      "Which city is {the}'s capital?"])
 SUM = (
@@ -41,7 +44,9 @@ SUM = (
      "How much is {a} + {b}?",
      "What is {a} plus {b}?", "How much is {a} plus {b}?", "{a}+{b}", "What is {a}+{b}?", "{a}+{b}=", "{a}+{b}=?",
      "{a} plus {b}", "Add {a} and {b}.", "What is the sum of {a} and {b}?", "What does {a} + {b} make?",
-     "Tell me {a} + {b}.", "Add {b} to {a}.", "What do {a} and {b} make?", "Work out {a} + {b}."],
+     "Tell me {a} + {b}.", "Add {b} to {a}.", "What do {a} and {b} make?", "Work out {a} + {b}.",
+     "{a} plus {b} makes what?", "Could you add {a} to {b}?", "Please calculate {a} + {b}.", "{a} and {b} make what?",
+     "How much do {a} and {b} make?", "{a} + {b} is"],
     ["What's {a} + {b}?", "Please add {a} and {b}.", "How much does {a} + {b} make?", "{a} plus {b} is what?",
      "Can you add {a} and {b}?", "Compute {a} + {b}."])
 CALENDAR = (

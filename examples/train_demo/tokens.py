@@ -76,7 +76,7 @@ class Dialogues:
 
     def answer(self, q: Question, thinking: bool) -> tuple[list[int], list[int]]:
         ids, weights = self.weigh(q.answer, q.keys)
-        ids, weights = [self.id[END_THINK], *ids, self.id[EOS]], [1, *weights, 1]
+        ids, weights = [self.id[END_THINK], *ids, self.id[EOS]], [KEY_WEIGHT, *weights, 1]
         if thinking:
             steps, w = self.weigh(q.steps, q.keys)
             ids, weights = [self.id[THINK], *steps, *ids], [1, *w, *weights]
