@@ -8,7 +8,7 @@ import psutil
 
 from cpu_kernels import cache_layer
 from hetero.config import ModelConfig, RunConfig
-from hetero.errors import RequestError, ResourceError
+from hetero.errors import RequestError, ResourceError, UnsupportedError
 
 PAGE = 64  # tokens; fixed, every kernel and the files of saved sessions depend on it
 BLOCK = 32  # values of one q8_0 block
@@ -28,15 +28,23 @@ class LatentCache:
     def __init__(self, config: ModelConfig, run: RunConfig, context: int):
         self.context, self.kv = context, run.kv
         pages = -(-context // PAGE)
+        width = config.kv_lora_rank + config.rope.dimension
+        if run.kv == "q8_0" and width % BLOCK:
+            raise UnsupportedError(
+                f"kv q8_0 for a model with {width} cached values per token and layer",
+                f"its blocks hold {BLOCK} values",
+                "use --kv f16",
+            )
         needed = pages * PAGE * run.sequences * bytes_per_token(config, run.kv)
         free = psutil.virtual_memory().available
         if needed > free:
+            room = free * pages // needed * PAGE
+            remedies = [f"lower --context to {room} or less"] * (room > 0) + ["use --kv q8_0"] * (run.kv != "q8_0")
             raise ResourceError(
                 f"the cache for {run.sequences} x {context} tokens in {run.kv} needs {needed / 2**30:.1f} GiB",
                 f"{free / 2**30:.1f} GiB of memory are free",
-                f"lower --context to {free // (needed // (pages * PAGE)) // run.sequences} or less, or use --kv q8_0",
+                ", or ".join(remedies) or "free some memory",
             )
-        width = config.kv_lora_rank + config.rope.dimension
         self.layers = [cache_layer(pages * run.sequences, run.kv, width) for _ in range(config.layers)]
         self.block_table = np.zeros((run.sequences, pages), np.int32)
         self.free_pages = list(range(pages * run.sequences - 1, -1, -1))
@@ -57,9 +65,9 @@ class LatentCache:
 
     def truncate(self, sequence: int, length: int) -> None:
         held = self.tokens[sequence]
-        for page in range(-(-length // PAGE), -(-len(held) // PAGE)):
-            self.free_pages.append(int(self.block_table[sequence, page]))
-        del held[length:]
+        freed = self.block_table[sequence, -(-length // PAGE) : -(-len(held) // PAGE)].tolist()
+        del held[length:]  # first: an interrupt in between may lose a page, but must not leave one with two owners
+        self.free_pages += freed
 
     def extend(self, sequence: int, ids: list[int]) -> np.ndarray:
         """Notes `ids` as the sequence's next tokens and finds their pages; returns their positions, int32 [T]."""

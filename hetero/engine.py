@@ -19,13 +19,14 @@ CHUNK = 512  # prompt tokens of one forward pass; chunks begin at absolute multi
 
 
 class Engine:
-    """One model, one cache. `generate` and `logits` use the cache's first sequence."""
+    """One model, one cache, one request at a time. `generate` and `logits` use the cache's first sequence."""
 
-    def __init__(self, file: GGUFFile, config: ModelConfig, run: RunConfig, context: int, pool: Pool):
-        self.file, self.config, self.run, self.context, self.pool = file, config, run, context, pool
-        self.cache = LatentCache(config, run, context)
+    def __init__(self, file: GGUFFile, config: ModelConfig, run: RunConfig, cache: LatentCache, pool: Pool):
+        self.file, self.config, self.run, self.cache, self.pool = file, config, run, cache, pool
+        self.context = cache.context
         self.model: Model = place_weights(file, config, pool)
         self.telemetry = Telemetry()
+        self.requests = 0  # begun so far; an answer cannot go on once another request has changed the cache
 
     def read_ahead(self, progress: Callable[[str, int, int], None]) -> None:
         read_ahead(self.file, self.config, progress)
@@ -35,7 +36,8 @@ class Engine:
     ) -> Iterator[int]:
         """Yields new token ids until one of `stop_ids` (not yielded), `max_tokens`, or the end of the context.
 
-        What `ids` shares with the cached tokens is not computed again. Raises RequestError before anything is computed.
+        What `ids` shares with the cached tokens is not computed again. Raises RequestError before anything is computed,
+        and when the iterator is asked for more after `generate`, `logits` or `forget` has begun something else.
         """
         sampling = sampling or Sampling()
         ids = self.checked(ids)
@@ -48,13 +50,21 @@ class Engine:
 
     def watched(self, ids: list[int], sampler: Sampler, limit: int, stop_ids: frozenset[int]) -> Iterator[int]:
         started = perf_counter()
+        self.requests += 1
         kept = self.cache.keep_prefix(0, ids[:-1])
         self.telemetry = Telemetry(cached_tokens=kept, prompt_tokens=len(ids) - kept)
         self.prefill(ids[kept:-1])
         yield from self.telemetry.watch(self.decode(ids[-1], sampler, limit, stop_ids), started)
 
     def decode(self, last: int, sampler: Sampler, limit: int, stop_ids: frozenset[int]) -> Iterator[int]:
+        request = self.requests
         for _ in range(limit):
+            if self.requests != request:
+                raise RequestError(
+                    "an answer is asked to go on after another request began",
+                    "the cache holds one of them",
+                    "read an answer to its end before the next request",
+                )
             last = sampler.sample(self.scores([last])[0])
             if last in stop_ids:
                 return
@@ -67,9 +77,14 @@ class Engine:
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """float32 [T, vocab]: what follows each token of `ids`, read from an empty context. Replaces what is cached."""
+        return np.concatenate(list(self.logits_by_chunk(ids)))
+
+    def logits_by_chunk(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
+        """`logits` in parts, one for each forward pass."""
         ids = self.checked(ids)
         self.forget()
-        return np.concatenate([self.scores(chunk) for chunk in self.chunks(ids)])
+        for chunk in self.chunks(ids):
+            yield self.scores(chunk)
 
     def chunks(self, ids: list[int]) -> Iterator[list[int]]:
         """Splits `ids`, which follow the cached tokens, at absolute multiples of CHUNK."""
@@ -88,16 +103,16 @@ class Engine:
     def forward(self, ids: list[int], logits_at: Iterable[int]) -> np.ndarray | None:
         """One pass over the next tokens of the first sequence. A pass that fails or is interrupted leaves no token."""
         before = len(self.cache.tokens[0])
-        positions = self.cache.extend(0, ids)
-        batch = Batch(
-            ids=np.asarray(ids, np.int64),
-            positions=positions,
-            sequence=np.zeros(len(ids), np.int32),
-            block_table=self.cache.block_table,
-            lengths=np.array([len(tokens) for tokens in self.cache.tokens], np.int32),
-            logits_at=np.asarray(logits_at, np.int64),
-        )
         try:
+            positions = self.cache.extend(0, ids)
+            batch = Batch(
+                ids=np.asarray(ids, np.int64),
+                positions=positions,
+                sequence=np.zeros(len(ids), np.int32),
+                block_table=self.cache.block_table,
+                lengths=np.array([len(tokens) for tokens in self.cache.tokens], np.int32),
+                logits_at=np.asarray(logits_at, np.int64),
+            )
             return self.model.forward(batch, self.cache.layers)
         except BaseException:
             self.cache.truncate(0, before)
@@ -126,6 +141,7 @@ class Engine:
         return len(self.cache.tokens[0])
 
     def forget(self) -> None:
+        self.requests += 1
         self.cache.truncate(0, 0)
 
     def close(self) -> None:

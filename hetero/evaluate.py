@@ -51,10 +51,9 @@ class ExpertCounter:
         self.tokens = 0
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
-        engine, parts = self._engine, []
-        engine.forget()
-        for chunk in engine.chunks(engine.checked(ids)):
-            parts.append(engine.scores(chunk))
+        parts = []
+        for part in self._engine.logits_by_chunk(ids):
+            parts.append(part)
             for counts, layer in zip(self.counts, self._layers, strict=True):
                 counts += np.bincount(layer.chosen.ravel(), minlength=len(counts))
         self.tokens += len(ids)

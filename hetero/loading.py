@@ -1,12 +1,13 @@
 """From a path to an engine and its tokenizer, refusing what cannot work before kernels compile or weights are read."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hetero.config import ModelConfig, RunConfig
-from hetero.errors import RequestError
-from hetero.gguf import GGUFFile, open_gguf
+from hetero.errors import RequestError, UnsupportedError
+from hetero.gguf import open_gguf
 from hetero.tensors import check_tensors
 
 if TYPE_CHECKING:
@@ -27,35 +28,30 @@ def load(
     not fit in free memory, weights are read when they are first used.
     Raises FileError, UnsupportedError, ResourceError, RequestError.
     """
-    from cpu_kernels import CACHED, SUPPORTED
+    from cpu_kernels import CACHED, SUPPORTED, Pool
+    from hetero.cache import LatentCache
+    from hetero.tokenizer import Tokenizer
 
     run, report = run or RunConfig(), progress or (lambda stage, done, total: None)
-    file = open_gguf(path)
-    try:
+    if run.sequences > 1:
+        raise UnsupportedError(f"{run.sequences} sequences", "one is served in this version", "leave out --sequences")
+    with ExitStack() as undo:
+        file = undo.enter_context(open_gguf(path))
         config = ModelConfig.from_gguf(file)
         check_tensors(file, config, SUPPORTED)
-        context = chosen_context(config, run)
+        tokenizer = Tokenizer.from_gguf(file)
+        cache = LatentCache(config, run, chosen_context(config, run))
         kernels = "preparing kernels" if CACHED else "compiling kernels for this CPU, once, about a minute"
         report(kernels, 0, 0)
-        engine, tokenizer = _bind(file, config, run, context)
+        from hetero.engine import Engine  # here: naming the kernels compiles them
+
+        engine = Engine(file, config, run, cache, undo.enter_context(Pool(run.threads)))
         if progress is not None:
             engine.read_ahead(progress)
         report(kernels, 0, 0)
-        engine.model.rehearse(engine.cache.layers)
-    except BaseException:
-        file.close()
-        raise
+        engine.model.rehearse(cache.layers)
+        undo.pop_all()
     return engine, tokenizer
-
-
-def _bind(file: GGUFFile, config: ModelConfig, run: RunConfig, context: int) -> "tuple[Engine, Tokenizer]":
-    """Imported here, not above: naming the kernels compiles them."""
-    from cpu_kernels import Pool
-    from hetero.engine import Engine
-    from hetero.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.from_gguf(file)
-    return Engine(file, config, run, context, Pool(run.threads)), tokenizer
 
 
 def chosen_context(config: ModelConfig, run: RunConfig) -> int:

@@ -1,0 +1,238 @@
+"""The engine's own logic, over a model that computes nothing: what is asked of it, and what the cache then holds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cpu_kernels
+import hetero.engine
+from hetero.cache import LatentCache
+from hetero.config import ModelConfig, RunConfig
+from hetero.engine import CHUNK, Engine
+from hetero.errors import RequestError, ResourceError, UnsupportedError
+from hetero.gguf import GGUFFile
+from hetero.loading import load
+from hetero.model import Batch
+from hetero.sampler import Sampling
+from tests.small_model import METADATA, small_config, small_model
+
+GREEDY = Sampling(temperature=0.0)
+VOCABULARY = METADATA["deepseek2.vocab_size"]
+
+
+class Counting:
+    """After token n comes n + 1. `passes`: of each the first position, the number of tokens and of logits."""
+
+    def __init__(self) -> None:
+        self.passes: list[tuple[int, int, int]] = []
+        self.fails: type[BaseException] | None = None
+
+    def forward(self, batch: Batch, layers: list[np.ndarray]) -> np.ndarray | None:
+        if self.fails is not None:
+            raise self.fails
+        self.passes.append((int(batch.positions[0]), len(batch.ids), len(batch.logits_at)))
+        following = (batch.ids[batch.logits_at] + 1) % VOCABULARY
+        return np.eye(VOCABULARY, dtype=np.float32)[following] if len(following) else None
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    model = Counting()
+    monkeypatch.setattr(hetero.engine, "place_weights", lambda file, config, pool: model)
+    return model
+
+
+@pytest.fixture
+def engine(model: Counting) -> Iterator[Engine]:
+    config, run = small_config(), RunConfig()
+    with cpu_kernels.Pool(1) as pool:
+        yield Engine(GGUFFile((), {}, {}, 0), config, run, LatentCache(config, run, context=3 * CHUNK), pool)
+
+
+def prompt(tokens: int) -> list[int]:
+    return [n % VOCABULARY for n in range(tokens)]
+
+
+def test_generates_until_a_stop_id_which_is_not_yielded(engine: Engine, model: Counting) -> None:
+    assert list(engine.generate([1, 2, 3], GREEDY, stop_ids=[7])) == [4, 5, 6]
+    assert model.passes == [(0, 2, 0), (2, 1, 1), (3, 1, 1), (4, 1, 1), (5, 1, 1)]
+    assert engine.tokens_cached == 6
+
+
+def test_generates_at_most_max_tokens(engine: Engine, model: Counting) -> None:
+    assert list(engine.generate([1], Sampling(temperature=0.0, max_tokens=2))) == [2, 3]
+    assert model.passes == [(0, 1, 1), (1, 1, 1)], "the last token is not computed any further"
+
+
+@pytest.mark.parametrize("free", [0, 1, 2])
+def test_ends_where_the_context_is_full(free: int, engine: Engine) -> None:
+    ids = prompt(engine.context - free)
+    assert len(list(engine.generate(ids, GREEDY))) == free + 1
+    assert engine.tokens_cached == engine.context
+
+
+def test_computes_only_what_differs_from_the_cached_tokens(engine: Engine, model: Counting) -> None:
+    answer = list(engine.generate([1, 2, 3, 4], Sampling(temperature=0.0, max_tokens=3)))
+    model.passes.clear()
+    next(engine.generate([1, 2, 3, 4, *answer[:2], 9, 9, 9], GREEDY))
+    assert model.passes == [(6, 2, 0), (8, 1, 1)]
+    assert (engine.telemetry.cached_tokens, engine.telemetry.prompt_tokens) == (6, 3)
+
+
+def test_a_prompt_that_is_cached_whole_still_gets_its_logits(engine: Engine, model: Counting) -> None:
+    first = list(engine.generate([1, 2, 3], Sampling(temperature=0.0, max_tokens=4)))
+    model.passes.clear()
+    assert list(engine.generate([1, 2, 3], Sampling(temperature=0.0, max_tokens=4))) == first
+    assert model.passes[0] == (2, 1, 1)
+
+
+def test_chunks_begin_at_absolute_multiples(engine: Engine, model: Counting) -> None:
+    ids = prompt(2 * CHUNK + 10)
+    next(engine.generate(ids, GREEDY))
+    assert model.passes == [(0, CHUNK, 0), (CHUNK, CHUNK, 0), (2 * CHUNK, 9, 0), (2 * CHUNK + 9, 1, 1)]
+    model.passes.clear()
+    next(engine.generate([*ids[:100], 15, *ids[101:]], GREEDY))
+    assert [start for start, *_ in model.passes] == [100, CHUNK, 2 * CHUNK, 2 * CHUNK + 9]
+
+
+def test_logits_are_read_from_an_empty_context(engine: Engine, model: Counting) -> None:
+    list(engine.generate([1, 2, 3], Sampling(temperature=0.0, max_tokens=2)))
+    model.passes.clear()
+    ids = prompt(CHUNK + 1)
+    logits = engine.logits(ids)
+    assert logits.shape == (CHUNK + 1, VOCABULARY)
+    assert (logits.argmax(axis=1) == (np.array(ids) + 1) % VOCABULARY).all()
+    assert model.passes == [(0, CHUNK, CHUNK), (CHUNK, 1, 1)]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError])
+def test_a_pass_that_fails_leaves_no_token(failure: type[BaseException], engine: Engine, model: Counting) -> None:
+    list(engine.generate([1, 2, 3], Sampling(temperature=0.0, max_tokens=2)))
+    model.fails = failure
+    with pytest.raises(failure):
+        list(engine.generate([1, 2, 9, *prompt(200)], GREEDY))
+    assert engine.cache.tokens[0] == [1, 2]
+    model.fails = None
+    assert list(engine.generate([1, 2, 3], Sampling(temperature=0.0, max_tokens=2))) == [4, 5]
+    engine.forget()
+    assert len(set(engine.cache.free_pages)) == len(engine.cache.free_pages) == 3 * CHUNK // 64
+
+
+def test_an_interrupt_before_the_pass_leaves_no_token(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(**values: object) -> Batch:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hetero.engine, "Batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(engine.generate([1, 2, 3], GREEDY))
+    assert engine.tokens_cached == 0
+
+
+@pytest.mark.parametrize("other", ["generate", "logits", "forget"])
+def test_an_abandoned_answer_cannot_go_on_from_another_ones_cache(other: str, engine: Engine) -> None:
+    abandoned = engine.generate([1, 2, 3], GREEDY)
+    assert next(abandoned) == 4
+    match other:
+        case "generate":
+            next(engine.generate([5, 6, 7], GREEDY))
+        case "logits":
+            engine.logits([5, 6, 7])
+        case "forget":
+            engine.forget()
+    cached = list(engine.cache.tokens[0])
+    with pytest.raises(RequestError, match="another request"):
+        next(abandoned)
+    assert engine.cache.tokens[0] == cached
+
+
+def test_an_answer_left_half_way_is_a_prefix_of_the_next_prompt(engine: Engine, model: Counting) -> None:
+    answer = engine.generate([1, 2, 3], GREEDY)
+    said = [next(answer) for _ in range(3)]
+    answer.close()  # type: ignore[attr-defined]
+    model.passes.clear()
+    assert next(engine.generate([1, 2, 3, *said], GREEDY)) == said[-1] + 1
+    assert model.passes == [(5, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "an empty prompt; at least one token"),
+        ([0] * (3 * CHUNK + 1), "the prompt has 1537 tokens; the context holds 1536"),
+        ([0, -1], "token id -1; the vocabulary has ids 0 to 15"),
+        ([16, 0], "token id 16; the vocabulary"),
+    ],
+)
+def test_refuses_before_anything_is_computed(ids: list[int], message: str, engine: Engine, model: Counting) -> None:
+    list(engine.generate([1, 2, 3], Sampling(temperature=0.0, max_tokens=2)))
+    cached, passes = list(engine.cache.tokens[0]), len(model.passes)
+    for request in (engine.generate, engine.logits):
+        with pytest.raises(RequestError, match=message):
+            request(ids)
+    assert engine.cache.tokens[0] == cached and len(model.passes) == passes
+
+
+def test_refuses_impossible_sampling_before_anything_is_computed(engine: Engine, model: Counting) -> None:
+    with pytest.raises(RequestError, match="logit_bias names token 16"):
+        engine.generate([1], Sampling(logit_bias={16: 1.0}))
+    assert model.passes == []
+
+
+def test_a_load_that_fails_ends_its_threads(tmp_path: Path, model: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools = []
+
+    class Watched(cpu_kernels.Pool):
+        def __init__(self, threads: int | None):
+            super().__init__(threads)
+            pools.append(self)
+
+    def fail(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hetero.tokenizer.Tokenizer.from_gguf", lambda file: None)
+    monkeypatch.setattr(cpu_kernels, "Pool", Watched)
+    monkeypatch.setattr(hetero.engine, "place_weights", fail)
+    (tmp_path / "small.gguf").write_bytes(small_model())
+    with pytest.raises(KeyboardInterrupt):
+        load(tmp_path / "small.gguf", RunConfig(threads=2))
+    with pytest.raises(RuntimeError, match="closed"):
+        _ = pools[0].control
+
+
+@pytest.mark.parametrize(
+    ("run", "error", "message"),
+    [
+        (RunConfig(sequences=2), UnsupportedError, "2 sequences; one is served"),
+        (RunConfig(kv="q8_0"), UnsupportedError, "kv q8_0 for a model with 6 cached values"),
+        (RunConfig(context=65), RequestError, "a context of 65 tokens; small was made for at most 64"),
+    ],
+)
+def test_refuses_settings_before_a_thread_starts(
+    run: RunConfig, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hetero.tokenizer.Tokenizer.from_gguf", lambda file: None)
+    monkeypatch.setattr(cpu_kernels, "Pool", None)
+    (tmp_path / "small.gguf").write_bytes(small_model())
+    with pytest.raises(error, match=message):
+        load(tmp_path / "small.gguf", run)
+
+
+def test_refuses_a_cache_beyond_memory_before_kernels_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hetero.tokenizer.Tokenizer.from_gguf", lambda file: None)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    (tmp_path / "small.gguf").write_bytes(small_model())
+    stages: list[str] = []
+    with pytest.raises(ResourceError, match="free; use --kv q8_0"):
+        load(tmp_path / "small.gguf", progress=lambda stage, done, total: stages.append(stage))
+    assert stages == []
+
+
+def test_names_a_context_that_fits() -> None:
+    config: ModelConfig = small_config()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 200 * 2 * 2 * 6 * 2}))
+        with pytest.raises(ResourceError, match="lower --context to 192 or less"):
+            LatentCache(config, RunConfig(sequences=2), context=256)
+        LatentCache(config, RunConfig(sequences=2), context=192)
