@@ -257,7 +257,7 @@ def eval(model: File, as_json: Json = False, *, flags: EvalFlags, run: RunFlags)
     from hetero.evaluate import Evaluation, describe, run_evaluation
     from hetero.terminal import Screen
 
-    names = vars(flags) | {"reference": _path(flags.reference) if flags.reference else None}
+    names = vars(flags) | {"reference": None if flags.reference is None else _path(flags.reference)}
     result = run_evaluation(Evaluation(model=_path(model), **names), run.config(), Screen())
     print(json.dumps(result, indent=1) if as_json else describe(result))
 
@@ -288,7 +288,9 @@ def _load(model: str, run: "RunConfig", screen: "Screen") -> "tuple[Engine, Toke
 
 
 def main() -> None:
-    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  (`<&-`)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  (`<&-`: Python has None there)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # bad bytes in, or a terminal that is not UTF-8

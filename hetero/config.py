@@ -171,11 +171,10 @@ class RunConfig:
         if self.device == "cuda":
             raise UnsupportedError("device 'cuda'", "no GPU support in this version", "use --device cpu")
         for name, implemented in NOT_IMPLEMENTED.items():
-            if not any(getattr(self, name) is value for value in implemented):
-                found = f"{name.replace('_', '-')} = {getattr(self, name)!r}"
-                raise UnsupportedError(
-                    found, "not implemented in this version", f"leave out --{name.replace('_', '-')}"
-                )
+            value, flag = getattr(self, name), name.replace("_", "-")
+            if not any(value is neutral for neutral in implemented):
+                remedy = f"leave out --{'no-' if value is False else ''}{flag}"
+                raise UnsupportedError(f"{flag} = {value!r}", "not implemented in this version", remedy)
 
 
 def _refuse_setting(name: str, value: object, limit: str) -> NoReturn:

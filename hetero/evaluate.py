@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from hetero.config import RunConfig
 from hetero.errors import RequestError
-from hetero.perplexity import Scorer, evaluate, windows
+from hetero.perplexity import Scorer, check_window, evaluate, windows
 from hetero.progress import StepBar, load_shown
 from hetero.reference import LlamaCpp, llama_cpp_api
 from hetero.terminal import Screen
@@ -62,7 +61,8 @@ class ExpertCounter:
 
 def run_evaluation(what: Evaluation, run: RunConfig, screen: Screen) -> dict[str, Any]:
     """The document that `hetero eval --json` prints."""
-    window = what.window or min(WINDOW, run.context or WINDOW)
+    window = min(WINDOW, run.context or WINDOW) if what.window is None else what.window
+    check_window(window, what.stride)
     run = replace(run, context=run.context or window)
     if window > (run.context or 0):
         raise RequestError(f"--window {window}", f"the context holds {run.context}", "raise --context")
@@ -77,16 +77,14 @@ def run_evaluation(what: Evaluation, run: RunConfig, screen: Screen) -> dict[str
         cuts = windows(ids, window, what.stride, tokenizer.bos_id if tokenizer.add_bos else None)
         reference = _reference(what, run, screen, stack, tokenizer)
         counter = ExpertCounter(engine) if what.expert_counts else None
-        started = perf_counter()
         with StepBar(screen, "perplexity") as bar:
             result = evaluate(cuts, counter or engine, reference, bar)
-        seconds = perf_counter() - started
         if counter is not None and what.expert_counts:
             write_expert_counts(what.expert_counts, counter, engine)
     sizes = {"tokens": len(ids), "windows": len(cuts), "window": len(cuts[0].ids), "stride": what.stride}
     if "reference" in result:
         result["reference"] |= {"model": what.reference or what.model, "kv": what.reference_kv or run.kv}
-    speed = {"seconds": seconds, "tokens_per_second": sum(len(cut.ids) for cut in cuts) / seconds}
+    speed = {"tokens_per_second": sum(len(cut.ids) for cut in cuts) / result["seconds"]}
     names = {"model": what.model, "text": what.text, "kv": run.kv}
     return names | sizes | result | speed | {"approximations": [], "run": asdict(run)}
 

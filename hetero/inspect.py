@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from cpu_kernels import SUPPORTED
 from hetero.config import CACHE_TYPES, ModelConfig
 from hetero.errors import HeteroError
 from hetero.gguf import GGUFFile, Tensor, open_gguf
 from hetero.quant_types import QUANT
 from hetero.sizes import format_size
+from hetero.tensors import check_tensors
 
 GROUPS = (
     "embedding",
@@ -37,6 +39,8 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
             config, refused = ModelConfig.from_gguf(file), None
         except HeteroError as error:
             config, refused = None, str(error)
+        if config is not None:
+            refused = _refused_tensors(file, config)
         groups = _groups(file, config)
         active = [group["active_bytes_per_token"] for group in groups.values()]
         return {
@@ -53,6 +57,14 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
             "kv_bytes_per_token": kv_bytes_per_token(config) if config else None,
             "metadata": {key: _jsonable(value) for key, value in file.metadata.items()},
         }
+
+
+def _refused_tensors(file: GGUFFile, config: ModelConfig) -> str | None:
+    try:
+        check_tensors(file, config, SUPPORTED)
+    except HeteroError as error:
+        return str(error)
+    return None
 
 
 def _without_inferred(config: ModelConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ scores its last S tokens.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -73,8 +74,7 @@ def windows(ids: Sequence[int], window: int, stride: int | None, bos: int | None
     if len(ids) < 4:
         raise RequestError(f"the text has {len(ids)} tokens", "at least 4 are needed", "give a longer text")
     window = min(window, len(ids))
-    if window < 4 or (stride is not None and not 1 <= stride < window):
-        raise RequestError(f"--window {window}, --stride {stride}", "4 <= window and 1 <= stride < window")
+    check_window(window, stride)
     first = window // 2 + 1 if stride is None else window - stride
     cuts = []
     for start in range(0, len(ids) - window + 1, stride or window):
@@ -85,16 +85,30 @@ def windows(ids: Sequence[int], window: int, stride: int | None, bos: int | None
     return cuts
 
 
+def check_window(window: int, stride: int | None) -> None:
+    if window < 4:
+        raise RequestError(f"a window of {window} tokens", "at least 4 are needed", "raise --window")
+    if stride is not None and not 1 <= stride < window:
+        limit = f"a window of {window} tokens takes 1 to {window - 1}"
+        raise RequestError(f"a stride of {stride} tokens", limit, "change --stride")
+
+
 def evaluate(
     cuts: Sequence[Window],
     scorer: Scorer,
     reference: Scorer | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
-    """Mean loss and perplexity over all windows; with a reference, its own and the divergence from it."""
+    """Mean loss and perplexity over all windows; with a reference, its own and the divergence from it.
+
+    `seconds` are those of the model measured, without its reference.
+    """
+    seconds = 0.0
     scores, reference_scores, divergence = Scores(), Scores(), Divergence()
     for at, cut in enumerate(cuts, start=1):
+        started = perf_counter()
         logits = _scored(scorer, cut)
+        seconds += perf_counter() - started
         scores.losses.append(_losses(logits, cut))
         if reference is not None:
             other = _scored(reference, cut)
@@ -108,7 +122,7 @@ def evaluate(
             _compare(divergence, logits, other)
         if progress is not None:
             progress(at, len(cuts), f"perplexity {scores.perplexity:.4f}")
-    result = _summary(scores)
+    result = _summary(scores) | {"seconds": seconds}
     if reference is not None:
         result["reference"] = _summary(reference_scores) | divergence.summary()
     return result

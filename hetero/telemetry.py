@@ -34,6 +34,8 @@ class Telemetry:
             self.generated_tokens += 1
             yield id
             started = perf_counter()
+        if self.generated_tokens == 0:  # a stop id came first
+            self.prompt_seconds = perf_counter() - started
 
     def __str__(self) -> str:
         cached = f" (+{self.cached_tokens:,} cached)" if self.cached_tokens else ""

@@ -265,6 +265,14 @@ def test_a_reader_that_leaves_is_no_error(model_file: Callable[..., Path]) -> No
     assert (result.returncode, result.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_is_no_error(closed: str, model_file: Callable[..., Path]) -> None:
+    command = f"{sys.executable} cli.py inspect {model_file('tiny', 'Q4_K')} {closed}"
+    result = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert bool(result.stdout) == (closed != ">&-")
+
+
 def test_inspect_command(run: Run, model_file: Callable[..., Path]) -> None:
     path = model_file("tiny", "Q4_K")
     status, out, err = run("inspect", path, "--json")

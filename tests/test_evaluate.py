@@ -121,6 +121,18 @@ def test_reference_with_another_vocabulary_is_refused() -> None:
         evaluate(windows(counting(20), 20, None, None), Guesser(0.5), Guesser(0.5, vocabulary=60))
 
 
+def test_the_time_of_the_reference_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    class Slow(Guesser):
+        def logits(self, ids: Sequence[int]) -> np.ndarray:
+            clock[0] += 100 * self.p
+            return super().logits(ids)
+
+    monkeypatch.setattr("hetero.perplexity.perf_counter", lambda: clock[0])
+    assert evaluate(windows(counting(60), 20, None, None), Slow(0.01), Slow(0.5))["seconds"] == 3.0
+
+
 def test_progress_tells_the_perplexity_so_far() -> None:
     seen = []
     evaluate(windows(counting(60), 20, None, None), Guesser(0.5), progress=lambda *step: seen.append(step))
@@ -195,6 +207,17 @@ def test_expert_counts(model_file: ModelFile, text_file: str, tmp_path: Path) ->
     assert len(document["counts"]) == shape.layers - shape.dense_layers
     for row in document["counts"]:
         assert len(row) == shape.experts and sum(row) == document["tokens"] * shape.experts_used
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "said"),
+    [(0, None, "window of 0"), (-5, None, "of -5 tokens; at least 4"), (64, 64, "1 to 63")],
+)
+def test_impossible_windows_are_refused_before_loading(
+    window: int, stride: int | None, said: str, text_file: str
+) -> None:
+    with pytest.raises(RequestError, match=said):
+        run(Evaluation("/nowhere.gguf", text_file, window=window, stride=stride))
 
 
 def test_another_vocabulary_is_refused(model_file: ModelFile, text_file: str) -> None:

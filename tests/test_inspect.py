@@ -138,3 +138,12 @@ def test_missing_keys_are_shown_as_inferred(model_file: ModelFile, monkeypatch: 
     report = inspect_file(path)
     assert report["inferred"] == ["deepseek2.expert_gating_func"]
     assert "inferred, not in the file: deepseek2.expert_gating_func" in describe(report)
+
+
+def test_a_type_without_a_kernel_is_a_reason_to_refuse(model_file: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = model_file("tiny", "Q4_K")
+    assert inspect_file(path)["refused"] is None
+    monkeypatch.setattr("hetero.inspect.SUPPORTED", frozenset({"F32"}))
+    report = inspect_file(path)
+    assert "there are kernels for F32" in report["refused"] and report["config"] is not None
+    assert "hetero cannot run this file" in describe(report)

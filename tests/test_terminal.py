@@ -85,3 +85,11 @@ def test_speeds_leave_out_the_time_of_the_reader(monkeypatch: pytest.MonkeyPatch
     assert measured.generation_tokens_per_second == 2.0
     assert str(measured) == "prompt 100 tokens (+3 cached), 25.0 tok/s | answer 4 tokens, 2.0 tok/s"
     assert Telemetry().generation_tokens_per_second == 0.0
+
+
+def test_a_prompt_without_an_answer_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([2.0])
+    monkeypatch.setattr("hetero.telemetry.perf_counter", lambda: next(clock))
+    measured = Telemetry(prompt_tokens=100)
+    assert list(measured.watch(iter(()), started=1.0)) == []
+    assert measured.prompt_tokens_per_second == 100.0
