@@ -127,6 +127,14 @@ def test_documented_output_is_real(command: str, lines: list[str]) -> None:
         assert printed.splitlines() == lines
 
 
+def test_the_code_in_the_readme_runs() -> None:
+    (code,) = re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = code.replace("DeepSeek-R1-Q4_K_M-00001-of-00009.gguf", "hetero/demo/demo.gguf").replace("8192", "64")
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert len(result.stdout.split()) > 5
+
+
 def test_generate_writes_the_answer_to_stdout_only(run: Run, loaded: dict[str, FakeEngine]) -> None:
     status, out, err = run("generate", "m.gguf", "-p", "Capital of France?", "--context", "64")
     assert (status, out) == (0, "Paris.\n")
