@@ -14,12 +14,18 @@ KINDS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint8): 2
 @kernel
 def _read_rows(rows, count, width, tile, stride):
     for i in range(count):
-        read_row(rows[i], carray(f32_at(tile + 4 * i * stride), (width,)))
+        target = carray(f32_at(tile + 4 * i * stride), (whole_vectors(width),))
+        read_row(rows[i], target[:width])
+        for j in range(width, target.size):
+            target[j] = 0.0
 
 
 @kernel
 def load_page(layer, kind, row_bytes, page, count, width, tile, stride):
-    """The first `count` tokens of a page as float32 rows of `width` values, `stride` floats apart."""
+    """The first `count` tokens of a page as float32 rows of `width` values, `stride` floats apart.
+
+    Rows are padded with zeros to whole vectors: products read that far, and 0 x what a scratch memory held may be NaN.
+    """
     at = layer + page * PAGE * row_bytes
     if kind == 0:
         _read_rows(carray(f32_at(at), (count, width)), count, width, tile, stride)

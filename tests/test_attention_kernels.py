@@ -1,5 +1,7 @@
 """Absorbed and expanded attention against float64, over shuffled pages of several sequences."""
 
+import ctypes
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,12 @@ def cached(kv, lengths, latent, rope, seed=0):
     return layer, table
 
 
+def fill_scratch_with_nan(pool):
+    """Scratch memory holds what the last verb left there; no result may depend on it."""
+    size = 16 << 20
+    ctypes.memset(pool.scratch(size), 0xFF, size)
+
+
 def up_weights(heads, nope, value, latent, seed=0):
     scale = np.float32(latent**-0.5)
     return normal(seed, heads, nope, latent) * scale, normal(seed + 1, heads, value, latent) * scale
@@ -69,6 +77,7 @@ def test_absorbed_of_many_shapes(pool, heads, latent, rope):
     layer, table = cached("f32", [200, 90], latent, rope)
     sequence, positions = np.array([0, 0, 0, 1], np.int32), np.array([62, 63, 199, 89], np.int32)
     q = normal(2, 4, heads, latent + rope)
+    fill_scratch_with_nan(pool)
     found = mla_absorbed(pool, q, layer, table, sequence, positions, 0.05, latent)
     close(found, reference.mla_absorbed(q, layer, table, sequence, positions, 0.05, latent))
 
@@ -136,6 +145,7 @@ def test_expanded_of_many_shapes(pool, heads, latent, rope, nope, value):
     layer, table = cached("f32", [140], latent, rope)
     positions, q = np.array([0, 1, 63, 64, 127, 128, 139], np.int32), normal(8, 7, heads, nope + rope)
     k_up, v_up = up_weights(heads, nope, value, latent)
+    fill_scratch_with_nan(pool)
     found = mla_expanded(pool, q, k_up, v_up, layer, table[0], positions, 0.1)
     close(found, reference.mla_expanded(q, k_up, v_up, layer, table[0], positions, 0.1))
 
