@@ -70,6 +70,6 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> None:
         raise ValueError(f"rope: x {x.shape}, cos {cos.shape}, sin {sin.shape}; [T, n, R] and twice [T, R/2] expected")
     if not x.dtype == cos.dtype == sin.dtype == np.float32:
         raise ValueError(f"rope: float32 expected, got {x.dtype}, {cos.dtype}, {sin.dtype}")
-    if not x.strides[2] == cos.strides[1] == sin.strides[1] == 4:
+    if x.size and not x.strides[2] == cos.strides[1] == sin.strides[1] == 4:
         raise ValueError("rope: the values of a row of x, cos and sin must lie side by side")
     _rope(x, cos, sin)

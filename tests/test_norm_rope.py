@@ -81,6 +81,12 @@ def test_rope_of_a_key_without_head_axis():
     np.testing.assert_allclose(kv[:, 512:], expected, atol=1e-6)
 
 
+def test_rope_of_no_tokens():
+    x, (cos, sin) = np.empty((0, 2, 64), np.float32), angles(0, 32)
+    rope(x, cos, sin)
+    rope(x[:, 0], cos, sin)
+
+
 def test_rope_refuses_what_does_not_fit():
     x, (cos, sin) = normal(13, 4, 2, 8), angles(4, 4)
     for arguments in (
