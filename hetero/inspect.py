@@ -4,7 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +135,12 @@ def _bytes_by_type(tensors: Iterable[Tensor]) -> dict[str, int]:
 
 
 def _jsonable(value: Any) -> Any:
-    """Arrays by length and first items: a vocabulary has 129,280."""
+    """Arrays by length and first items: a vocabulary has 129,280. JSON has no infinity and no NaN."""
     if isinstance(value, (list, np.ndarray)):
         first = value[:8]
-        return {"length": len(value), "first": first.tolist() if isinstance(first, np.ndarray) else first}
-    return value
+        items = first.tolist() if isinstance(first, np.ndarray) else first
+        return {"length": len(value), "first": [_jsonable(item) for item in items]}
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -147,7 +148,7 @@ def describe(report: dict[str, Any]) -> str:
     name = report["config"]["name"] if report["config"] else report["metadata"].get("general.name", "unnamed")
     count = len(report["files"])
     lines = [
-        f"{name}: {report['architecture']}, {report['parameters'] / 1e6:,.1f} M parameters,"
+        f"{_shown(name)}: {_shown(report['architecture'])}, {report['parameters'] / 1e6:,.1f} M parameters,"
         f" {format_size(report['bytes'])} in {count} file{'s' if count > 1 else ''}",
         "",
         f"{'part':<17}{'tensors':>8}{'size':>13}{'read per token':>17}  types",
@@ -181,5 +182,11 @@ def _config_lines(report: dict[str, Any]) -> list[str]:
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return f"[{value['length']:,} items]"
-    text = f"{value:g}" if isinstance(value, float) else str(value).replace("\n", "\\n")
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text):,} characters)"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    shown = _visible(text[:SHOWN_CHARACTERS])
+    return shown if len(text) <= SHOWN_CHARACTERS else f"{shown}... ({len(text):,} characters)"
+
+
+def _visible(text: str) -> str:
+    """Line ends and control characters as escapes: a file's text must not steer the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

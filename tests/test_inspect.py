@@ -1,6 +1,7 @@
 """`hetero inspect` against sums made from the gguf package's own reading of the file."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,23 @@ def test_a_file_hetero_cannot_run_is_inspected(tmp_path: Path) -> None:
     text = describe(report)
     assert "hetero cannot run this file" in text and "IQ1_S" in text
     assert re.search(r"numbers = \[40 items\]", text) and "{{ line }}\\n" in text
+
+
+def test_a_hostile_file_neither_steers_the_terminal_nor_breaks_json(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama\x1b[2J")
+    writer.add_name("\x1b]0;evil\x07\nname")
+    writer.add_float32("nan", math.nan)
+    writer.add_array("infinite", [math.inf, 1.0])
+    writer.add_tensor("t", np.zeros(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    report = inspect_file(tmp_path / "x.gguf")
+    json.dumps(report, allow_nan=False)
+    text = describe(report)
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert text.startswith(r"\x1b]0;evil\x07\nname: llama\x1b[2J, ")
 
 
 def test_missing_keys_are_shown_as_inferred(model_file: ModelFile, monkeypatch: pytest.MonkeyPatch) -> None:
