@@ -55,7 +55,7 @@ CALENDAR = (
      "Tell me the {unit} {side} {x}."],
     ["What is the {unit} {side} {x}?", "Can you name the {unit} {side} {x}?"])
 
-SHARES = {"capital": 30, "sum": 30, "calendar": 8, "talk": 20, "unknown": 8, "big": 4}
+SHARES = {"capital": 30, "sum": 28, "calendar": 6, "talk": 20, "unknown": 9, "big": 7}
 PREFIXES = ("Please: ", "Hi. ", "Hello! ", "Question: ", "Hi, ", "Please tell me: ", "OK. ", "So: ")
 
 
@@ -125,8 +125,8 @@ def capital(country: tuple[str, str], ask: str) -> Question:
 
 
 def add(a: int, b: int, ask: str) -> Question:
-    return Question("sum", ask.format(a=a, b=b), f"{a} plus {b} makes {a + b}.", f"{a} + {b} = {a + b}.",
-                    (str(a + b),))
+    return Question("sum", ask.format(a=a, b=b), f"{a} + {b} = {a + b}.", f"{a} + {b} = {a + b}.",
+                    (f"{a} + {b}", str(a + b)))
 
 
 def neighbour(x: str, side: str, ask: str) -> Question:
