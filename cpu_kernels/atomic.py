@@ -1,5 +1,8 @@
 """Atomics, raw memory and system calls as numba intrinsics: what the pool is made of. Addresses are int64.
 
+All atomics are sequentially consistent: a thread that parks and one that dispatches each write, then read what the
+other wrote, and one of them must see it.
+
 The libc symbols are declared in IR and resolved from the process: a ctypes pointer would make every caller uncacheable.
 """
 
@@ -21,7 +24,7 @@ def _call(builder, name, result, *arguments):
 
 
 @intrinsic
-def load_acquire(typing, address):
+def load_atomic(typing, address):
     def codegen(context, builder, signature, arguments):
         pointer = builder.inttoptr(arguments[0], _POINTER)
         return builder.load_atomic(pointer, "seq_cst", 8, typ=_I64)
@@ -30,7 +33,7 @@ def load_acquire(typing, address):
 
 
 @intrinsic
-def store_release(typing, address, value):
+def store_atomic(typing, address, value):
     def codegen(context, builder, signature, arguments):
         builder.store_atomic(arguments[1], builder.inttoptr(arguments[0], _I64.as_pointer()), "seq_cst", 8)
         return context.get_dummy_value()

@@ -19,13 +19,13 @@ from .atomic import (
     call_job,
     fetch_add,
     futex,
-    load_acquire,
+    load_atomic,
     load_i64,
     monotonic,
     relax,
     sched_yield,
+    store_atomic,
     store_i64,
-    store_release,
 )
 from .jit import kernel
 from .topology import default_threads, pin_order
@@ -45,7 +45,7 @@ def _worker(control, thread):
     last = 0
     while True:
         spins, idle_since = 0, monotonic()
-        while load_acquire(control + EPOCH) == last:
+        while load_atomic(control + EPOCH) == last:
             relax()
             spins += 1
             if spins % 64 == 0 and spins > _YIELD_AFTER:
@@ -55,7 +55,7 @@ def _worker(control, thread):
                     futex(control + EPOCH, _WAIT, last & 0xFFFFFFFF)
                     fetch_add(control + SLEEPERS, -1)
                     spins, idle_since = 0, monotonic()
-        last = load_acquire(control + EPOCH)
+        last = load_atomic(control + EPOCH)
         job = load_i64(control + JOB_ADDRESS)
         if job != 0:
             call_job(job, load_i64(control + ARGUMENTS), thread, load_i64(control + THREADS))
@@ -72,14 +72,14 @@ def dispatch(control, job, arguments):
     if threads > 1:
         store_i64(control + JOB_ADDRESS, job)
         store_i64(control + ARGUMENTS, arguments)
-        store_release(control + DONE, 0)
+        store_atomic(control + DONE, 0)
         fetch_add(control + EPOCH, 1)
-        if load_acquire(control + SLEEPERS) > 0:
+        if load_atomic(control + SLEEPERS) > 0:
             futex(control + EPOCH, _WAKE, _EVERYBODY)
     if job != 0:
         call_job(job, arguments, 0, threads)
     spins = 0
-    while load_acquire(control + DONE) < threads - 1:
+    while load_atomic(control + DONE) < threads - 1:
         relax()
         spins += 1
         if spins > _YIELD_AFTER:
@@ -145,8 +145,14 @@ class Pool:
             )
             for i in range(1, count)
         ]
-        for worker in workers:
-            worker.start()
+        try:
+            for worker in workers:
+                worker.start()
+        except BaseException:  # no more threads for this user, or Ctrl-C: those that run must not stay
+            running = [worker for worker in workers if worker.is_alive()]
+            self._write(THREADS, 1 + len(running))
+            _shut(self._control, running, os.getpid())
+            raise
         self._finalize = weakref.finalize(self, _shut, self._control, workers, os.getpid())
         _POOLS.add(self)
 

@@ -93,6 +93,20 @@ def test_a_forgotten_pool_stops_its_threads():
     assert threading.active_count() == before
 
 
+def test_a_refused_thread_leaves_none_behind(monkeypatch):
+    before, start = threading.active_count(), threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "cpu_kernels-3":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start"):
+        Pool(5)
+    assert threading.active_count() == before
+
+
 @pytest.mark.parametrize("threads", [0, -1, MAX_THREADS + 1])
 def test_impossible_thread_counts_are_refused(threads):
     with pytest.raises(ValueError, match=f"{threads} threads; 1 to {MAX_THREADS} are possible"):
