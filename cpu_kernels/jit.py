@@ -26,12 +26,12 @@ def _cache_directory() -> Path:
     cpu = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     overrides = (os.environ.get("NUMBA_CPU_NAME", ""), os.environ.get("NUMBA_CPU_FEATURES", ""))
     digest.update(repr((cpu, overrides, numba.__version__, llvmlite.__version__)).encode())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hetero"
-    path = base / f"kernels-{digest.hexdigest()[:16]}"
     try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hetero"
+        path = base / f"kernels-{digest.hexdigest()[:16]}"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.chmod(0o700)
-    except OSError:  # a read-only home, or a directory that is somebody else's: compile for this process alone
+    except (OSError, RuntimeError):  # a read-only home, somebody else's directory, no home: for this process alone
         path = Path(tempfile.mkdtemp(prefix="hetero-kernels-"))
         atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path

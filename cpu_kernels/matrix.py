@@ -32,7 +32,7 @@ def address(array: np.ndarray) -> int:
 class Matrix:
     """`count` matrices of `rows` x `columns` weights: bytes [rows, row bytes] or [count, rows, row bytes]."""
 
-    __slots__ = ("address", "columns", "count", "data", "descriptor", "flags", "rows", "type")
+    __slots__ = ("address", "columns", "count", "data", "descriptor", "rows", "type")
 
     def __init__(self, data: np.ndarray, type: str, columns: int):
         form = load_format(type)
@@ -49,7 +49,6 @@ class Matrix:
         stack = data if data.ndim == 3 else data[None]
         self.data, self.type, self.columns = data, type, columns
         self.count, self.rows = stack.shape[:2]
-        self.flags = FLOAT * form.FLOAT | MINIMUM * form.MINIMUM
         self.descriptor = np.array(
             [
                 address(stack),
@@ -59,13 +58,9 @@ class Matrix:
                 columns,
                 form.dot.address,
                 form.unpack.address,
-                self.flags,
+                FLOAT * form.FLOAT | MINIMUM * form.MINIMUM,
                 self.count,
             ],
             np.int64,
         )
         self.address = address(self.descriptor)
-
-    @property
-    def is_float(self) -> bool:
-        return bool(self.flags & FLOAT)

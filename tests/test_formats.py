@@ -1,8 +1,11 @@
 """Every weight format: exact dequantization, and products against float64."""
 
+import ctypes
+import mmap
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import gguf
@@ -11,7 +14,8 @@ import numpy as np
 import pytest
 from llvmlite import ir
 
-from cpu_kernels import SUPPORTED, Matrix, Pool, dequantize, dot, embed, linear
+from cpu_kernels import SUPPORTED, Matrix, Pool, dequantize, dot, embed, linear, linear_heads_transposed
+from cpu_kernels.jit import _cache_directory
 from cpu_kernels.matrix import load_format
 from cpu_kernels.vector import I8x32
 from tests.random_weights import SCALES, as_multiplied, random_matrix, random_weights, values_of
@@ -93,6 +97,33 @@ def test_weights_may_be_read_only_strided_and_mapped(tmp_path: Path):
     np.testing.assert_array_equal(dequantize(matrix), values_of(data[::2], "Q4_K"))
 
 
+def _before_a_forbidden_page(array: np.ndarray) -> np.ndarray:
+    """A copy whose last byte is the last one that may be read: anything beyond ends the process."""
+    size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+    whole = np.frombuffer(memory, np.uint8)
+    forbidden = ctypes.c_void_p(whole.ctypes.data + size)
+    assert ctypes.CDLL(None).mprotect(forbidden, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    copy = whole[size - array.nbytes : size].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_nothing_is_read_past_the_last_row(type):
+    """The last tensor of a mapped file may end with the file's last page."""
+    rng, columns = np.random.default_rng(6), columns_of(type)
+    for rows in (1, 3):
+        data = random_weights(type, (rows, columns), rng)
+        matrix = Matrix(_before_a_forbidden_page(data), type, columns)
+        np.testing.assert_array_equal(dequantize(matrix), values_of(data, type))
+        with Pool(1) as pool:
+            for tokens in (1, 5):
+                x = _before_a_forbidden_page(rng.standard_normal((tokens, columns), np.float32))
+                assert np.isfinite(linear(pool, matrix, x)).all()
+            linear_heads_transposed(pool, Matrix(matrix.data[None], type, columns), np.ones((1, 1, rows), np.float32))
+
+
 @pytest.mark.parametrize(
     ("shape", "type", "columns", "message"),
     [
@@ -118,6 +149,15 @@ def test_ids_outside_the_matrix_are_refused():
         with pytest.raises(ValueError, match="rows 0 to 1 exist"):
             embed(matrix, ids)
     assert embed(matrix, []).shape == (0, 32)
+
+
+def test_without_a_home_kernels_are_compiled_for_this_process(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert _cache_directory().parent == Path(tempfile.gettempdir())
 
 
 # Instruction sets other than this machine's: what can only be compiled is compiled and read, what can be run is run.
