@@ -26,7 +26,7 @@ class LatentCache:
     """Room for `run.sequences` sequences of `context` tokens each. Pages are handed out as a sequence grows."""
 
     def __init__(self, config: ModelConfig, run: RunConfig, context: int):
-        self.context, self.kv = context, run.kv
+        self.context = context
         pages = -(-context // PAGE)
         width = config.kv_lora_rank + config.rope.dimension
         if run.kv == "q8_0" and width % BLOCK:

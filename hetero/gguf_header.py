@@ -60,7 +60,6 @@ class Header:
     metadata: dict[str, Any]
     tensors: list[TensorInfo]
     data_start: int  # bytes from the start of the file
-    alignment: int
 
 
 def read_header(data: mmap.mmap, path: Path) -> Header:
@@ -76,7 +75,7 @@ def read_header(data: mmap.mmap, path: Path) -> Header:
     tensors = [_read_tensor_info(cursor) for _ in range(tensor_count)]
     data_start = (cursor.at + alignment - 1) // alignment * alignment
     _check_layout(cursor, tensors, data_start, alignment)
-    return Header(metadata, tensors, data_start, alignment)
+    return Header(metadata, tensors, data_start)
 
 
 class Cursor:

@@ -10,7 +10,6 @@ class Linear:
 
     def __init__(self, pool: Pool, *matrices: Matrix):
         self.pool, self.matrices = pool, matrices
-        self.rows = sum(matrix.rows for matrix in matrices)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         if len(self.matrices) == 1:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hetero.config import ModelConfig, RunConfig
-from hetero.errors import RequestError, UnsupportedError
+from hetero.errors import FileError, RequestError, UnsupportedError
 from hetero.gguf import open_gguf
 from hetero.tensors import check_tensors
 
@@ -40,6 +40,9 @@ def load(
         config = ModelConfig.from_gguf(file)
         check_tensors(file, config, SUPPORTED)
         tokenizer = Tokenizer.from_gguf(file)
+        if tokenizer.vocab_size != config.vocab_size:
+            found = f"{file.paths[0].name}: its tokenizer has {tokenizer.vocab_size:,} tokens"
+            raise FileError(found, f"the model has {config.vocab_size:,}", "convert the model again")
         cache = LatentCache(config, run, chosen_context(config, run))
         kernels = "preparing kernels" if CACHED else "compiling kernels for this CPU, once, about a minute"
         report(kernels, 0, 0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ import hetero.engine
 from hetero.cache import LatentCache
 from hetero.config import ModelConfig, RunConfig
 from hetero.engine import CHUNK, Engine
-from hetero.errors import RequestError, ResourceError, UnsupportedError
+from hetero.errors import FileError, RequestError, ResourceError, UnsupportedError
 from hetero.gguf import GGUFFile
 from hetero.loading import load
 from hetero.model import Batch
 from hetero.sampler import Sampling
+from hetero.tokenizer import Tokenizer
 from tests.small_model import METADATA, small_config, small_model
 
 GREEDY = Sampling(temperature=0.0)
@@ -191,7 +193,7 @@ def test_a_load_that_fails_ends_its_threads(tmp_path: Path, model: Counting, mon
     def fail(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hetero.tokenizer.Tokenizer.from_gguf", lambda file: None)
+    monkeypatch.setattr(Tokenizer, "from_gguf", lambda file: SimpleNamespace(vocab_size=VOCABULARY))
     monkeypatch.setattr(cpu_kernels, "Pool", Watched)
     monkeypatch.setattr(hetero.engine, "place_weights", fail)
     (tmp_path / "small.gguf").write_bytes(small_model())
@@ -212,7 +214,7 @@ def test_a_load_that_fails_ends_its_threads(tmp_path: Path, model: Counting, mon
 def test_refuses_settings_before_a_thread_starts(
     run: RunConfig, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hetero.tokenizer.Tokenizer.from_gguf", lambda file: None)
+    monkeypatch.setattr(Tokenizer, "from_gguf", lambda file: SimpleNamespace(vocab_size=VOCABULARY))
     monkeypatch.setattr(cpu_kernels, "Pool", None)
     (tmp_path / "small.gguf").write_bytes(small_model())
     with pytest.raises(error, match=message):
@@ -220,13 +222,20 @@ def test_refuses_settings_before_a_thread_starts(
 
 
 def test_refuses_a_cache_beyond_memory_before_kernels_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hetero.tokenizer.Tokenizer.from_gguf", lambda file: None)
+    monkeypatch.setattr(Tokenizer, "from_gguf", lambda file: SimpleNamespace(vocab_size=VOCABULARY))
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     (tmp_path / "small.gguf").write_bytes(small_model())
     stages: list[str] = []
     with pytest.raises(ResourceError, match="free; use --kv q8_0"):
         load(tmp_path / "small.gguf", progress=lambda stage, done, total: stages.append(stage))
     assert stages == []
+
+
+def test_refuses_a_tokenizer_of_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tokenizer, "from_gguf", lambda file: SimpleNamespace(vocab_size=VOCABULARY + 1))
+    (tmp_path / "small.gguf").write_bytes(small_model())
+    with pytest.raises(FileError, match="its tokenizer has 17 tokens; the model has 16"):
+        load(tmp_path / "small.gguf")
 
 
 def test_names_a_context_that_fits() -> None:
