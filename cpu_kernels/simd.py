@@ -285,8 +285,8 @@ _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.66
 
 @device
 def exp(x):
-    """e^x within 2 ulp for x in -87..88, clamped to that range; Cephes' reduction and polynomial."""
-    x = fmin(fmax(x, splat_f32x8(np.float32(-87.0))), splat_f32x8(np.float32(88.0)))
+    """e^x within 2 ulp for x in -87..88, clamped to that range, NaN of NaN; Cephes' reduction and polynomial."""
+    x = fmin(splat_f32x8(np.float32(88.0)), fmax(splat_f32x8(np.float32(-87.0)), x))
     power = round_even(x * np.float32(1.44269504088896341))
     x = fma(power, np.float32(-0.693359375), x)
     x = fma(power, np.float32(2.12194440e-4), x)

@@ -159,6 +159,19 @@ def test_expanded_in_parts_of_the_queries(pool, monkeypatch):
     np.testing.assert_array_equal(mla_expanded(pool, q, *up, layer, table[0], positions, 0.2), whole)
 
 
+def test_a_bad_query_shows_in_its_row_alone(pool):
+    """Without this a damaged weight would turn a head's softmax into a plain mean, and no logit into NaN."""
+    layer, table = cached("f32", [300], 32, 16)
+    positions, q, up = np.array([290, 299], np.int32), normal(11, 2, 3, 48), up_weights(3, 32, 16, 32)
+    q[1, 2, 5] = np.nan
+    for found in (
+        mla_absorbed(pool, q, layer, table, np.zeros(2, np.int32), positions, 0.1, 32),
+        mla_expanded(pool, q, *up, layer, table[0], positions, 0.1),
+    ):
+        np.testing.assert_array_equal(np.isnan(found).any(axis=2), np.isnan(found).all(axis=2))
+        np.testing.assert_array_equal(np.isnan(found[:, :, 0]), [[False] * 3, [False, False, True]])
+
+
 @pytest.mark.parametrize("kv", KV)
 def test_absorbed_equals_expanded(pool, kv):
     layer, table = cached(kv, [333], 128, 32)
