@@ -65,16 +65,18 @@ class Model:
         return self.output(rms_norm(x, self.output_norm, eps))
 
     def rehearse(self, layers: list[np.ndarray]) -> None:
-        """One token through every kernel the model uses, so that none is compiled in the middle of an answer.
+        """A few tokens through every kernel the model uses, so that none is compiled in the middle of an answer.
 
-        Writes the first slot of the cache, which must be empty.
+        One, then two: a part of a single row is contiguous, a part of several is not, and kernels are compiled for
+        either. Writes the first slots of the cache, which must be empty.
         """
-        first, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
-        at = first.astype(np.int32)
-        batch = Batch(first, positions=at, sequence=at, block_table=at[None], lengths=at + 1, logits_at=first)
-        self.forward(batch, layers)
-        expanded = replace(self.step(batch), runs=((0, first),), few=none)
-        self.blocks[0].attention(np.zeros((1, self.config.hidden_size), np.float32), expanded, layers[0])
+        for tokens in (1, 2):
+            at, zeros = np.arange(tokens), np.zeros(tokens, np.int32)
+            positions, table = at.astype(np.int32), np.zeros((1, 1), np.int32)
+            batch = Batch(at * 0, positions, zeros, table, lengths=np.array([tokens], np.int32), logits_at=at)
+            self.forward(batch, layers)
+            expanded = replace(self.step(batch), runs=((0, at),), few=at[:0])
+            self.blocks[0].attention(np.zeros((tokens, self.config.hidden_size), np.float32), expanded, layers[0])
 
     def step(self, batch: Batch) -> Step:
         pages = batch.block_table[batch.sequence, batch.positions // PAGE]

@@ -1,5 +1,7 @@
 """The engine's own logic, over a model that computes nothing: what is asked of it, and what the cache then holds."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -229,6 +231,28 @@ def test_refuses_a_cache_beyond_memory_before_kernels_compile(tmp_path: Path, mo
     with pytest.raises(ResourceError, match="free; use --kv q8_0"):
         load(tmp_path / "small.gguf", progress=lambda stage, done, total: stages.append(stage))
     assert stages == []
+
+
+COMPILED = """
+import gc
+from numba.core.dispatcher import Dispatcher
+from hetero import RunConfig, Sampling, demo, load
+def compiled():
+    kernels = [kernel for kernel in gc.get_objects() if isinstance(kernel, Dispatcher)]
+    return {(kernel.__module__, kernel.__name__, str(types)) for kernel in kernels for types in kernel.signatures}
+engine, _ = load(demo.path(), RunConfig(context=512, threads=2))
+before = compiled()
+for tokens in (1, 2, 5, 300):
+    list(engine.generate([7] * tokens, Sampling(max_tokens=2)))
+    engine.logits([8] * tokens)
+print(len(before) > 20, compiled() - before)
+"""
+
+
+def test_nothing_is_compiled_in_the_middle_of_an_answer() -> None:
+    """In a process of its own: here other tests have compiled everything long ago."""
+    result = subprocess.run([sys.executable, "-c", COMPILED], stdout=subprocess.PIPE, text=True, check=True)
+    assert result.stdout == "True set()\n"
 
 
 def test_refuses_a_tokenizer_of_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
