@@ -58,11 +58,16 @@ def _write_f16(values, row):
 
 @fast_kernel
 def _write_q8_0(values, row):
-    """As ggml's quantize_row_q8_0_ref, bit for bit: the unrounded scale divides, halves round away from zero."""
+    """As ggml's quantize_row_q8_0_ref, bit for bit: the unrounded scale divides, halves round away from zero.
+
+    A NaN, which ggml drops, becomes the block's scale: every value of the block is NaN.
+    """
+    patterns = values.view(np.int32)
     for block in range(values.size // BLOCK):
-        largest = np.float32(0.0)
+        peak = np.int32(0)  # the largest |x| by its bit pattern: ordered like the numbers, and NaN is above Inf
         for i in range(block * BLOCK, (block + 1) * BLOCK):
-            largest = max(largest, abs(values[i]))
+            peak = max(peak, patterns[i] & np.int32(0x7FFFFFFF))
+        largest = np.int32(peak).view(np.float32)
         scale = largest / np.float32(127.0)
         inverse = np.float32(1.0) / scale if scale != 0 else np.float32(0.0)
         at = block * BLOCK_BYTES

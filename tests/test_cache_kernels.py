@@ -76,6 +76,14 @@ def test_q8_0_is_ggml_bit_for_bit(spread):
     np.testing.assert_array_equal(layer[0], expected)
 
 
+@pytest.mark.parametrize("at", [0, 5, 31])
+def test_nan_stays_nan_in_q8_0(at):
+    layer, values, slot = cache_layer(1, "q8_0", 64), np.ones((1, 64), np.float32), np.zeros(1, np.int64)
+    values[0, at] = np.nan
+    write_cache(layer, values[:, :48], values[:, 48:], slot)
+    np.testing.assert_array_equal(np.isnan(read_cache(layer, slot)[0]), np.arange(64) < 32)
+
+
 def test_half_to_float_by_bits_for_every_pattern():
     patterns = np.arange(1 << 16, dtype=np.uint16)
     found = np.array([half.half_to_float_by_bits(bits) for bits in patterns], np.float32)
