@@ -15,7 +15,7 @@ from hetero.sampler import Sampler, Sampling
 from hetero.telemetry import Telemetry
 from hetero.weights import place_weights, read_ahead
 
-CHUNK = 512  # prompt tokens of one forward pass; chunks begin at absolute multiples of it
+CHUNK = 512  # prompt tokens of one forward pass at most; prompts are cut at absolute multiples of it
 
 
 class Engine:
