@@ -14,7 +14,7 @@ from .half import float_to_half, half_to_float
 from .jit import fast_kernel, kernel
 from .simd import f32_from_i32, i32_from_i8, load_i8x8, load_u16, store
 
-PAGE = 64
+PAGE = 64  # tokens; fixed: every kernel and the files of saved sessions depend on it
 BLOCK, BLOCK_BYTES = 32, 34
 
 

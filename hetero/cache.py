@@ -7,19 +7,9 @@ import numpy as np
 import psutil
 
 from cpu_kernels import cache_layer
+from cpu_kernels.cache import BLOCK, PAGE
 from hetero.config import ModelConfig, RunConfig
 from hetero.errors import RequestError, ResourceError, UnsupportedError
-
-PAGE = 64  # tokens; fixed, every kernel and the files of saved sessions depend on it
-BLOCK = 32  # values of one q8_0 block
-BLOCK_BYTES = 34
-
-
-def bytes_per_token(config: ModelConfig, kv: str) -> int:
-    """Bytes of cache per token over all layers."""
-    width = config.kv_lora_rank + config.rope.dimension
-    per_layer = {"f32": 4 * width, "f16": 2 * width, "q8_0": width // BLOCK * BLOCK_BYTES}[kv]
-    return per_layer * config.layers
 
 
 class LatentCache:
@@ -28,14 +18,14 @@ class LatentCache:
     def __init__(self, config: ModelConfig, run: RunConfig, context: int):
         self.context = context
         pages = -(-context // PAGE)
-        width = config.kv_lora_rank + config.rope.dimension
+        width = config.cache_width
         if run.kv == "q8_0" and width % BLOCK:
             raise UnsupportedError(
                 f"kv q8_0 for a model with {width} cached values per token and layer",
                 f"its blocks hold {BLOCK} values",
                 "use --kv f16",
             )
-        needed = pages * PAGE * run.sequences * bytes_per_token(config, run.kv)
+        needed = pages * PAGE * run.sequences * config.cache_bytes_per_token(run.kv)
         free = psutil.virtual_memory().available
         if needed > free:
             room = free * pages // needed * PAGE

@@ -7,6 +7,7 @@ from hetero.errors import FileError, RequestError, UnsupportedError
 from hetero.gguf import GGUFFile
 from hetero.known_models import KNOWN_ROUTERS, Gating, Router
 from hetero.metadata import REMEDY, Metadata
+from hetero.quant_types import QUANT
 
 ARCHITECTURE = "deepseek2"
 CACHE_TYPES = ("f32", "f16", "q8_0")
@@ -88,6 +89,16 @@ class ModelConfig:
     expert_weights_norm: bool
     expert_weights_scale: float
     inferred: tuple[str, ...] = ()  # keys the file lacks, completed from the table of known models
+
+    @property
+    def cache_width(self) -> int:
+        """Values cached per token and layer: the latent and the rope key."""
+        return self.kv_lora_rank + self.rope.dimension
+
+    def cache_bytes_per_token(self, kv: str) -> int:
+        """Of all layers together; a cache type's blocks are those of the quantization type of its name."""
+        _, values, block_bytes = QUANT[kv.upper()]
+        return self.layers * -(-self.cache_width // values) * block_bytes
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> "ModelConfig":

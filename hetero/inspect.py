@@ -14,7 +14,6 @@ from cpu_kernels import SUPPORTED
 from hetero.config import CACHE_TYPES, ModelConfig
 from hetero.errors import HeteroError
 from hetero.gguf import GGUFFile, Tensor, open_gguf
-from hetero.quant_types import QUANT
 from hetero.sizes import format_size
 from hetero.tensors import check_tensors
 
@@ -54,7 +53,7 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
             "refused": refused,  # why hetero would not run this file
             "groups": groups,
             "active_bytes_per_token": None if None in active else sum(active),
-            "kv_bytes_per_token": kv_bytes_per_token(config) if config else None,
+            "kv_bytes_per_token": {kv: config.cache_bytes_per_token(kv) for kv in CACHE_TYPES} if config else None,
             "metadata": {key: _jsonable(value) for key, value in file.metadata.items()},
         }
 
@@ -69,16 +68,6 @@ def _refused_tensors(file: GGUFFile, config: ModelConfig) -> str | None:
 
 def _without_inferred(config: ModelConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key != "inferred"}
-
-
-def kv_bytes_per_token(config: ModelConfig) -> dict[str, int]:
-    """Of the latent cache, all layers together, by cache type."""
-    width = config.kv_lora_rank + config.rope.dimension
-    sizes = {}
-    for kv in CACHE_TYPES:
-        _, values, block_bytes = QUANT[kv.upper()]
-        sizes[kv] = config.layers * -(-width // values) * block_bytes
-    return sizes
 
 
 def _groups(file: GGUFFile, config: ModelConfig | None) -> dict[str, dict[str, Any]]:

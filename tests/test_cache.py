@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from hetero.cache import LatentCache, bytes_per_token
+from hetero.cache import LatentCache
 from hetero.config import ModelConfig, RopeConfig, RunConfig
 from hetero.errors import RequestError, ResourceError
 
@@ -27,7 +27,7 @@ def test_576_values_instead_of_40960() -> None:
 
 @pytest.mark.parametrize(("kv", "per_token"), [("f32", 140_544), ("f16", 70_272), ("q8_0", 37_332)])
 def test_bytes_are_what_is_allocated(kv: str, per_token: int) -> None:
-    assert bytes_per_token(V3, kv) == per_token
+    assert V3.cache_bytes_per_token(kv) == per_token
     cache = LatentCache(V3, RunConfig(kv=kv), context=64)
     assert cache.nbytes == 64 * per_token
 

@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hetero
-from hetero.cache import bytes_per_token
 from tests.deviation import EXACT, agrees, median_token_error, worst
 from tests.forward_runs import in_chunks, together, token_by_token
 from tests.prompts import prompt
@@ -128,4 +127,4 @@ def test_the_cache_holds_576_values_instead_of_40960(tiny):
     v3 = dataclasses.replace(tiny.config, heads=128, layers=61)
     assert [layer.shape[1:] for layer in tiny.cache.layers] == [(64, 576)] * 3
     assert v3.heads * (v3.nope_dim + v3.rope.dimension + v3.value_dim) == 40_960
-    assert bytes_per_token(v3, "f16") == 61 * 576 * 2 == 70_272
+    assert v3.cache_bytes_per_token("f16") == 61 * 576 * 2 == 70_272
