@@ -23,5 +23,14 @@ train.main(args)
 model = args.work / "demo.gguf"
 export.write(args.work, model, "mix")
 exam.write(args.work)
-evaluate.report(argparse.Namespace(model=model, questions=args.work / "questions.json", text=args.work / "heldout.txt",
-                                   checkpoint=None, show=3, every=1, threads=args.threads))
+evaluate.report(
+    argparse.Namespace(
+        model=model,
+        questions=args.work / "questions.json",
+        text=args.work / "heldout.txt",
+        checkpoint=None,
+        show=3,
+        every=1,
+        threads=args.threads,
+    )
+)

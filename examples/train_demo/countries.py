@@ -46,6 +46,8 @@ Zimbabwe: Harare
 """
 
 # (name with its article, capital); city states, whose answer repeats the question, are left out
-CAPITALS = [(name, city) for name, city in
-            (entry.split(": ") for line in TABLE.strip().splitlines() for entry in line.split(" | "))
-            if name != city]
+CAPITALS = [
+    (name, city)
+    for name, city in (entry.split(": ") for line in TABLE.strip().splitlines() for entry in line.split(" | "))
+    if name != city
+]

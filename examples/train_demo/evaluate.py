@@ -16,18 +16,27 @@ import jinja2
 import llama_cpp
 import numpy as np
 
-MOST = 64               # tokens of an answer
-WINDOW = 256            # tokens; every window of the prose is predicted from itself alone
-F32 = 0                 # ggml's type number: the cache in full precision
+MOST = 64  # tokens of an answer
+WINDOW = 256  # tokens; every window of the prose is predicted from itself alone
+F32 = 0  # ggml's type number: the cache in full precision
 
 
 class Oracle:
     """llama.cpp at its most exact: f32 cache, no flash attention."""
 
     def __init__(self, path: Path, threads: int, context: int = 1024):
-        self.llama = llama_cpp.Llama(str(path), n_ctx=context, n_batch=context, n_threads=threads,
-                                     n_threads_batch=threads, logits_all=True, type_k=F32, type_v=F32,
-                                     flash_attn=False, verbose=False)
+        self.llama = llama_cpp.Llama(
+            str(path),
+            n_ctx=context,
+            n_batch=context,
+            n_threads=threads,
+            n_threads_batch=threads,
+            logits_all=True,
+            type_k=F32,
+            type_v=F32,
+            flash_attn=False,
+            verbose=False,
+        )
         self.eos = self.llama.token_eos()
         text = self.llama.metadata["tokenizer.chat_template"]
         self.template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)
@@ -37,14 +46,20 @@ class Oracle:
         return self.llama.tokenize(text.encode(), add_bos=False, special=True)
 
     def prompt(self, ask: str, thinking: bool) -> list[int]:
-        return self.encode(self.template.render(messages=[{"role": "user", "content": ask}], thinking=thinking,
-                                                bos_token=self.bos, add_generation_prompt=True))
+        return self.encode(
+            self.template.render(
+                messages=[{"role": "user", "content": ask}],
+                thinking=thinking,
+                bos_token=self.bos,
+                add_generation_prompt=True,
+            )
+        )
 
     def logits(self, ids: list[int]) -> np.ndarray:
         """ids[T] -> [T, vocabulary]"""
         self.llama.reset()
         self.llama.eval(ids)
-        return self.llama.scores[:len(ids)].copy()
+        return self.llama.scores[: len(ids)].copy()
 
     def answer(self, ask: str, thinking: bool) -> tuple[str, bool]:
         """(text, whether it ended by itself)"""
@@ -80,7 +95,7 @@ def perplexity(oracle: Oracle, text: str) -> dict[str, float]:
     ids = [oracle.llama.token_bos(), *oracle.encode(text)]
     total, count = 0.0, 0
     for at in range(0, len(ids) - WINDOW, WINDOW):
-        row = ids[at:at + WINDOW + 1]
+        row = ids[at : at + WINDOW + 1]
         logits = oracle.logits(row[:-1]).astype(np.float64)
         logits -= logits.max(-1, keepdims=True)
         total += float((np.log(np.exp(logits).sum(-1)) - logits[np.arange(WINDOW), row[1:]]).sum())
@@ -114,10 +129,10 @@ def draft_acceptance(oracle: Oracle, checkpoint: Path, questions: list[dict]) ->
         ids = torch.tensor([[*prompt, *oracle.encode(q["expected"]), oracle.eos]])
         with torch.no_grad():
             hidden = model.hidden(ids[:, :-1])
-            best = (hidden @ model.output.T)[0].argmax(-1)                           # token i + 1, seen from i
-            draft = (model.next_hidden(hidden, ids[:, 1:]) @ model.output.T)[0].argmax(-1)     # token i + 2, from i
-        first = len(prompt) - 1                             # from here on `best` is the answer
-        right += int((draft[first:-1] == best[first + 1:]).sum())
+            best = (hidden @ model.output.T)[0].argmax(-1)  # token i + 1, seen from i
+            draft = (model.next_hidden(hidden, ids[:, 1:]) @ model.output.T)[0].argmax(-1)  # token i + 2, from i
+        first = len(prompt) - 1  # from here on `best` is the answer
+        right += int((draft[first:-1] == best[first + 1 :]).sum())
         count += len(best) - first - 1
     return right / count
 
@@ -137,11 +152,13 @@ def main() -> None:
 def report(args: argparse.Namespace) -> None:
     oracle = Oracle(args.model, args.threads)
     if args.checkpoint:
-        texts = [oracle.bos + "It was a fine morning in the country, and she walked out to see her friends.",
-                 oracle.bos + "<｜User｜>What is the capital of France?<｜Assistant｜></think>The capital of France is"]
+        texts = [
+            oracle.bos + "It was a fine morning in the country, and she walked out to see her friends.",
+            oracle.bos + "<｜User｜>What is the capital of France?<｜Assistant｜></think>The capital of France is",
+        ]
         print(f"logits: largest difference {logits_difference(oracle, args.checkpoint, texts):.2e}")
     if args.questions:
-        questions = json.loads(args.questions.read_text())[::args.every]
+        questions = json.loads(args.questions.read_text())[:: args.every]
         if args.checkpoint:
             print(f"draft layer: {draft_acceptance(oracle, args.checkpoint, questions[::7]):.0%} of tokens guessed")
         print(json.dumps(ask_all(oracle, questions, args.show), indent=1))

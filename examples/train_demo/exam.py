@@ -18,7 +18,7 @@ from smalltalk import INTENTS
 from sources import prose
 from tokens import vocabulary
 
-GREETINGS = 6           # the first intents are greetings and who-are-you's
+GREETINGS = 6  # the first intents are greetings and who-are-you's
 
 
 def exam(words: list[str], names: list[str]) -> Iterator[q.Question]:
@@ -37,7 +37,7 @@ def exam(words: list[str], names: list[str]) -> Iterator[q.Question]:
         yield q.neighbour(x, "after", held(q.CALENDAR, i))
         yield q.neighbour(x, "before", held(q.CALENDAR, i + 1))
     for i, (answer, _, asks) in enumerate(INTENTS):
-        for j, ask in enumerate(asks):                      # every other one as people would write it with care
+        for j, ask in enumerate(asks):  # every other one as people would write it with care
             neat = ask[0].upper() + ask[1:] + ("" if ask[-1] == "?" else "!" if i < 4 else ".")
             one = q.talk(answer, neat if j % 2 == 0 else ask)
             yield q.Question("greeting" if i < GREETINGS else "talk", one.ask, one.steps, one.answer)

@@ -19,8 +19,11 @@ from gguf import GGMLQuantizationType as Type
 from model import Model, Shape
 from tokens import BOS, END_THINK, EOS, PAD, THINK
 
-FILE_TYPE = {"f32": gguf.LlamaFileType.ALL_F32, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-             "mix": gguf.LlamaFileType.MOSTLY_Q4_K_M}
+FILE_TYPE = {
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "mix": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+}
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 
@@ -41,14 +44,14 @@ def tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
         if part[0] == "blk":
             block = f"blk.{part[1]}"
         elif part[0] == "nextn":
-            block = f"blk.{s.layers}"                       # the draft layer follows the last block
+            block = f"blk.{s.layers}"  # the draft layer follows the last block
         else:
             continue
         leaf = part[-1]
-        if leaf == "attn_kv_b":                             # [H * (N + V), C]
+        if leaf == "attn_kv_b":  # [H * (N + V), C]
             heads = array.reshape(s.heads, s.nope + s.value, s.kv_lora)
-            yield f"{block}.attn_k_b.weight", heads[:, :s.nope].transpose(0, 2, 1)     # [H, C, N]
-            yield f"{block}.attn_v_b.weight", heads[:, s.nope:]                        # [H, V, C]
+            yield f"{block}.attn_k_b.weight", heads[:, : s.nope].transpose(0, 2, 1)  # [H, C, N]
+            yield f"{block}.attn_v_b.weight", heads[:, s.nope :]  # [H, V, C]
         elif leaf == "exp_probs_b":
             yield f"{block}.exp_probs_b.bias", array
         elif part[0] == "nextn" and part[1] != "block":
@@ -83,8 +86,14 @@ class Quantizer:
         out = np.empty((*array.shape[:-1], array.shape[-1] // block * width), np.uint8)
         rows = array.size // array.shape[-1]
         written = self.ggml().ggml_quantize_chunk(
-            int(kind), array.ctypes.data_as(ctypes.c_void_p), out.ctypes.data_as(ctypes.c_void_p),
-            ctypes.c_int64(0), ctypes.c_int64(rows), ctypes.c_int64(array.shape[-1]), None)
+            int(kind),
+            array.ctypes.data_as(ctypes.c_void_p),
+            out.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_int64(0),
+            ctypes.c_int64(rows),
+            ctypes.c_int64(array.shape[-1]),
+            None,
+        )
         assert written == out.nbytes, f"{kind.name}: {written} bytes written, {out.nbytes} expected"
         return out
 
@@ -105,7 +114,7 @@ def add_shape(w: gguf.GGUFWriter, s: Shape) -> None:
     w.add_embedding_length(s.width)
     w.add_feed_forward_length(s.dense_inter)
     w.add_head_count(s.heads)
-    w.add_head_count_kv(1)                                  # MLA is stored as multi-query attention
+    w.add_head_count_kv(1)  # MLA is stored as multi-query attention
     w.add_key_length(s.kv_lora + s.rope)
     w.add_value_length(s.kv_lora)
     w.add_key_length_mla(s.nope + s.rope)
@@ -133,8 +142,14 @@ def add_tokenizer(w: gguf.GGUFWriter, path: Path) -> None:
     vocab = sorted(saved["model"]["vocab"], key=saved["model"]["vocab"].__getitem__)
     special = {t["content"] for t in saved["added_tokens"]}
     # the think tags are text that a client may want to see, as in DeepSeek's own files
-    kinds = [gguf.TokenType.USER_DEFINED if t in (THINK, END_THINK) else
-             gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL for t in vocab]
+    kinds = [
+        gguf.TokenType.USER_DEFINED
+        if t in (THINK, END_THINK)
+        else gguf.TokenType.CONTROL
+        if t in special
+        else gguf.TokenType.NORMAL
+        for t in vocab
+    ]
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("deepseek-v3")
     w.add_token_list(vocab)

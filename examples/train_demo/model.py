@@ -18,7 +18,7 @@ from torch import Tensor, nn
 class Shape:
     vocab: int = 4096
     width: int = 256
-    layers: int = 4             # without the multi-token-prediction layer
+    layers: int = 4  # without the multi-token-prediction layer
     dense_layers: int = 1
     dense_inter: int = 768
     heads: int = 4
@@ -55,8 +55,8 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rope_table(s: Shape, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     frequency = s.rope_base ** (-torch.arange(0, s.rope, 2, device=device).float() / s.rope)
-    angle = torch.outer(torch.arange(length, device=device).float(), frequency)     # T, R/2
-    return angle.cos()[None, :, None], angle.sin()[None, :, None]                   # 1, T, 1, R/2
+    angle = torch.outer(torch.arange(length, device=device).float(), frequency)  # T, R/2
+    return angle.cos()[None, :, None], angle.sin()[None, :, None]  # 1, T, 1, R/2
 
 
 def rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
@@ -87,8 +87,8 @@ class Attention(nn.Module):
         latent, k_rope = F.linear(x, self.attn_kv_a_mqa).split([s.kv_lora, s.rope], -1)
         kv = F.linear(norm(latent, self.attn_kv_a_norm, s.eps), self.attn_kv_b)
         k_nope, v = kv.view(B, T, s.heads, -1).split([s.nope, s.value], -1)
-        k_rope = rope(k_rope.unsqueeze(2), table).expand(-1, -1, s.heads, -1)        # one rope key for all heads
-        q = torch.cat([q_nope, rope(q_rope, table)], -1).transpose(1, 2)             # B, H, T, N+R
+        k_rope = rope(k_rope.unsqueeze(2), table).expand(-1, -1, s.heads, -1)  # one rope key for all heads
+        q = torch.cat([q_nope, rope(q_rope, table)], -1).transpose(1, 2)  # B, H, T, N+R
         k = torch.cat([k_nope, k_rope], -1).transpose(1, 2)
         y = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), is_causal=True)  # scale 1/sqrt(N+R)
         return F.linear(y.transpose(1, 2).reshape(B, T, -1), self.attn_output)
@@ -124,11 +124,11 @@ class Experts(nn.Module):
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """chosen experts [T, K] and their weights [T, K]: the bias takes part in the choice only"""
         s = self.s
-        score = torch.sigmoid(F.linear(x.float(), self.ffn_gate_inp.float()))       # T, E
+        score = torch.sigmoid(F.linear(x.float(), self.ffn_gate_inp.float()))  # T, E
         with torch.no_grad():
             biased = score + self.exp_probs_b
             per_group = biased.view(-1, s.groups, s.experts // s.groups)
-            best = per_group.topk(2, -1)[0].sum(-1).topk(s.groups_used, -1)[1]      # T, groups used
+            best = per_group.topk(2, -1)[0].sum(-1).topk(s.groups_used, -1)[1]  # T, groups used
             keep = torch.zeros(len(x), s.groups, dtype=torch.bool, device=x.device).scatter_(1, best, True)
             chosen = per_group.masked_fill(~keep.unsqueeze(-1), -1e9).flatten(1).topk(s.experts_used, -1)[1]
         weight = score.gather(1, chosen)
@@ -139,7 +139,7 @@ class Experts(nn.Module):
         x = x.reshape(-1, s.width)
         chosen, weight = self.route(x)
         flat = chosen.flatten()
-        order = flat.argsort(stable=True)                   # (token, choice) pairs, grouped by expert
+        order = flat.argsort(stable=True)  # (token, choice) pairs, grouped by expert
         token = order // s.experts_used
         count = torch.bincount(flat, minlength=s.experts)
         if self.training:
@@ -151,8 +151,10 @@ class Experts(nn.Module):
     def grouped(self, x: Tensor, count: Tensor) -> Tensor:
         """Each expert on its own rows. The CUDA branch has not been run."""
         if x.is_cuda:
-            ends, gate, up, down = (count.cumsum(0).to(torch.int32), *(
-                w.bfloat16().transpose(1, 2) for w in (self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps)))
+            ends, gate, up, down = (
+                count.cumsum(0).to(torch.int32),
+                *(w.bfloat16().transpose(1, 2) for w in (self.ffn_gate_exps, self.ffn_up_exps, self.ffn_down_exps)),
+            )
             x = x.bfloat16()
             hidden = F.silu(F.grouped_mm(x, gate, offs=ends)) * F.grouped_mm(x, up, offs=ends)
             return F.grouped_mm(hidden, down, offs=ends).float()

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 # Polar Express: the best odd polynomials, step by step, for driving singular values to one
-POLAR = [(8.28721201814563, -23.595886519098837, 17.300387312530933),
-         (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-         (3.9486908534822946, -2.908902115962949, 0.5518191394370137)]
+POLAR = [
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+]
 
 
 @torch.no_grad()
@@ -40,7 +42,7 @@ class Muon:
             if p.grad is not None:
                 m.lerp_(p.grad, 1 - self.beta)
                 by_shape.setdefault(p.shape, []).append((p, p.grad.lerp(m, self.beta)))
-        for (rows, columns), pairs in by_shape.items():     # one batched product per shape
+        for (rows, columns), pairs in by_shape.items():  # one batched product per shape
             scale = max(1, rows / columns) ** 0.5
             for (p, _), update in zip(pairs, orthogonal(torch.stack([u for _, u in pairs])), strict=True):
                 p.mul_(1 - rate * self.decay).add_(update, alpha=-rate * scale)
@@ -48,8 +50,11 @@ class Muon:
 
 class Optimizer:
     def __init__(self, model: nn.Module, rate: float, adam_rate: float, fused: bool = True):
-        dense = [p for n, p in model.named_parameters()
-                 if p.dim() == 2 and not n.startswith(("token_embd", "output")) and not n.endswith("ffn_gate_inp")]
+        dense = [
+            p
+            for n, p in model.named_parameters()
+            if p.dim() == 2 and not n.startswith(("token_embd", "output")) and not n.endswith("ffn_gate_inp")
+        ]
         chosen = set(map(id, dense))
         rest = [p for p in model.parameters() if id(p) not in chosen]
         self.rate, self.adam_rate = rate, adam_rate

@@ -18,42 +18,111 @@ from smalltalk import BIG, BIG_ASK, BIG_HELD, INTENTS, UNKNOWN, UNKNOWN_ASK, UNK
 class Question:
     kind: str
     ask: str
-    steps: str      # written between <think> and </think> when thinking is on
+    steps: str  # written between <think> and </think> when thinking is on
     answer: str
     keys: tuple[str, ...] = ()  # the words that carry the fact; their tokens weigh more in the loss
 
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-          "December"]
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 # a kind = (phrasings used in training, phrasings kept for the exam)
 CAPITAL = (
-    ["What is the capital of {the}?", "What is the capital city of {the}?", "Name the capital of {the}.",
-     "capital of {the}?", "Tell me the capital of {the}.", "Which city is the capital of {the}?",
-     "Do you know the capital of {the}?", "{The}: capital?", "Can you tell me the capital of {the}?",
-     "What city is the capital of {the}?", "I would like to know the capital of {the}.", "the capital of {the}",
-     "What do they call the capital of {the}?", "Give me the capital of {the}.", "{The} has what capital?",
-     "What is {the}'s capital?", "What is {the}'s capital city called?", "{the}'s capital",
-     "{The}'s capital is which city?", "{The}. What is its capital?", "In {the}, what is the capital?",
-     "{The} has a capital. Which city is it?"],
-    ["What's the capital of {the}?", "Please name the capital of {the}.", "{The} has which capital city?",
-     "Which city is {the}'s capital?"])
+    [
+        "What is the capital of {the}?",
+        "What is the capital city of {the}?",
+        "Name the capital of {the}.",
+        "capital of {the}?",
+        "Tell me the capital of {the}.",
+        "Which city is the capital of {the}?",
+        "Do you know the capital of {the}?",
+        "{The}: capital?",
+        "Can you tell me the capital of {the}?",
+        "What city is the capital of {the}?",
+        "I would like to know the capital of {the}.",
+        "the capital of {the}",
+        "What do they call the capital of {the}?",
+        "Give me the capital of {the}.",
+        "{The} has what capital?",
+        "What is {the}'s capital?",
+        "What is {the}'s capital city called?",
+        "{the}'s capital",
+        "{The}'s capital is which city?",
+        "{The}. What is its capital?",
+        "In {the}, what is the capital?",
+        "{The} has a capital. Which city is it?",
+    ],
+    [
+        "What's the capital of {the}?",
+        "Please name the capital of {the}.",
+        "{The} has which capital city?",
+        "Which city is {the}'s capital?",
+    ],
+)
 SUM = (
-    ["What is {a} + {b}?", "{a} + {b}", "{a} + {b} =", "{a} + {b} = ?", "Calculate {a} + {b}.",
-     "How much is {a} + {b}?",
-     "What is {a} plus {b}?", "How much is {a} plus {b}?", "{a}+{b}", "What is {a}+{b}?", "{a}+{b}=", "{a}+{b}=?",
-     "{a} plus {b}", "Add {a} and {b}.", "What is the sum of {a} and {b}?", "What does {a} + {b} make?",
-     "Tell me {a} + {b}.", "Add {b} to {a}.", "What do {a} and {b} make?", "Work out {a} + {b}.",
-     "{a} plus {b} makes what?", "Could you add {a} to {b}?", "Please calculate {a} + {b}.", "{a} and {b} make what?",
-     "How much do {a} and {b} make?", "{a} + {b} is"],
-    ["What's {a} + {b}?", "Please add {a} and {b}.", "How much does {a} + {b} make?", "{a} plus {b} is what?",
-     "Can you add {a} and {b}?", "Compute {a} + {b}."])
+    [
+        "What is {a} + {b}?",
+        "{a} + {b}",
+        "{a} + {b} =",
+        "{a} + {b} = ?",
+        "Calculate {a} + {b}.",
+        "How much is {a} + {b}?",
+        "What is {a} plus {b}?",
+        "How much is {a} plus {b}?",
+        "{a}+{b}",
+        "What is {a}+{b}?",
+        "{a}+{b}=",
+        "{a}+{b}=?",
+        "{a} plus {b}",
+        "Add {a} and {b}.",
+        "What is the sum of {a} and {b}?",
+        "What does {a} + {b} make?",
+        "Tell me {a} + {b}.",
+        "Add {b} to {a}.",
+        "What do {a} and {b} make?",
+        "Work out {a} + {b}.",
+        "{a} plus {b} makes what?",
+        "Could you add {a} to {b}?",
+        "Please calculate {a} + {b}.",
+        "{a} and {b} make what?",
+        "How much do {a} and {b} make?",
+        "{a} + {b} is",
+    ],
+    [
+        "What's {a} + {b}?",
+        "Please add {a} and {b}.",
+        "How much does {a} + {b} make?",
+        "{a} plus {b} is what?",
+        "Can you add {a} and {b}?",
+        "Compute {a} + {b}.",
+    ],
+)
 CALENDAR = (
-    ["What {unit} comes {side} {x}?", "Which {unit} comes {side} {x}?", "Which {unit} is {side} {x}?",
-     "What {unit} is {side} {x}?", "Name the {unit} {side} {x}.", "{unit} {side} {x}?", "What comes {side} {x}?",
-     "Tell me the {unit} {side} {x}."],
-    ["What is the {unit} {side} {x}?", "Can you name the {unit} {side} {x}?"])
+    [
+        "What {unit} comes {side} {x}?",
+        "Which {unit} comes {side} {x}?",
+        "Which {unit} is {side} {x}?",
+        "What {unit} is {side} {x}?",
+        "Name the {unit} {side} {x}.",
+        "{unit} {side} {x}?",
+        "What comes {side} {x}?",
+        "Tell me the {unit} {side} {x}.",
+    ],
+    ["What is the {unit} {side} {x}?", "Can you name the {unit} {side} {x}?"],
+)
 
 SHARES = {"capital": 30, "sum": 28, "calendar": 6, "talk": 20, "unknown": 9, "big": 7}
 PREFIXES = ("Please: ", "Hi. ", "Hello! ", "Question: ", "Hi, ", "Please tell me: ", "OK. ", "So: ")
@@ -120,20 +189,31 @@ class Questions:
 def capital(country: tuple[str, str], ask: str) -> Question:
     the, city = country
     answer = f"The capital of {the} is {city}" + ("" if city.endswith(".") else ".")
-    return Question("capital", ask.format(the=the, The=the[0].upper() + the[1:]),
-                    f"The user asks for the capital of {the}.", answer, (the, city))
+    return Question(
+        "capital",
+        ask.format(the=the, The=the[0].upper() + the[1:]),
+        f"The user asks for the capital of {the}.",
+        answer,
+        (the, city),
+    )
 
 
 def add(a: int, b: int, ask: str) -> Question:
-    return Question("sum", ask.format(a=a, b=b), f"{a} + {b} = {a + b}.", f"{a} + {b} = {a + b}.",
-                    (f"{a} + {b}", str(a + b)))
+    return Question(
+        "sum", ask.format(a=a, b=b), f"{a} + {b} = {a + b}.", f"{a} + {b} = {a + b}.", (f"{a} + {b}", str(a + b))
+    )
 
 
 def neighbour(x: str, side: str, ask: str) -> Question:
     ring, unit = (DAYS, "day") if x in DAYS else (MONTHS, "month")
     y = ring[(ring.index(x) + (1 if side == "after" else -1)) % len(ring)]
-    return Question("calendar", ask.format(unit=unit, side=side, x=x), f"The user asks for the {unit} {side} {x}.",
-                    f"The {unit} {side} {x} is {y}.", (x, y))
+    return Question(
+        "calendar",
+        ask.format(unit=unit, side=side, x=x),
+        f"The user asks for the {unit} {side} {x}.",
+        f"The {unit} {side} {x} is {y}.",
+        (x, y),
+    )
 
 
 def talk(answer: str, ask: str) -> Question:

@@ -18,9 +18,9 @@ from pathlib import Path
 URL = "http://deb.debian.org/debian/pool/main/r/r-cran-janeaustenr/r-cran-janeaustenr_1.0.0-1_all.deb"
 SHA256 = "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95"
 RDB = "./usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
-BLOCK = 4000            # characters: paragraphs are joined to blocks of about this size
-HELD_EVERY = 40         # one block in so many is never trained on
-STRSXP = 16             # R's type number for a vector of strings
+BLOCK = 4000  # characters: paragraphs are joined to blocks of about this size
+HELD_EVERY = 40  # one block in so many is never trained on
+STRSXP = 16  # R's type number for a vector of strings
 
 
 def fetch(work: Path) -> bytes:
@@ -40,10 +40,10 @@ def unpack(package: bytes, name: str) -> bytes:
     """One file of a .deb. An ar member: name 16, ..., size 10 at 48, 60 bytes of header in all, padded to even."""
     at = len(b"!<arch>\n")
     while at < len(package):
-        member, size = package[at:at + 16].strip(), int(package[at + 48:at + 58])
+        member, size = package[at : at + 16].strip(), int(package[at + 48 : at + 58])
         at += 60
         if member.startswith(b"data.tar"):
-            with tarfile.open(fileobj=io.BytesIO(package[at:at + size])) as tar:
+            with tarfile.open(fileobj=io.BytesIO(package[at : at + size])) as tar:
                 file = tar.extractfile(name)
                 assert file is not None, f"{name} is not a file"
                 return file.read()
@@ -55,23 +55,23 @@ def novels(rdb: bytes) -> list[str]:
     texts, at = [], 0
     while at < len(rdb):
         inflate = zlib.decompressobj()
-        obj = inflate.decompress(rdb[at + 4:])
+        obj = inflate.decompress(rdb[at + 4 :])
         at = len(rdb) - len(inflate.unused_data)
-        if len(obj) > 100_000:                              # the rest is an index
+        if len(obj) > 100_000:  # the rest is an index
             texts.append("\n".join(strings(obj)))
     return texts
 
 
 def strings(obj: bytes) -> list[str]:
-    at = obj.index(b"UTF-8") + 5                            # the header ends with the native encoding's name
+    at = obj.index(b"UTF-8") + 5  # the header ends with the native encoding's name
     flags, count = struct.unpack_from(">II", obj, at)
     assert flags & 0xFF == STRSXP, f"R type {flags & 0xFF}, expected a vector of strings"
     at += 8
     lines = []
     for _ in range(count):
-        length = max(struct.unpack_from(">i", obj, at + 4)[0], 0)   # -1 is NA
+        length = max(struct.unpack_from(">i", obj, at + 4)[0], 0)  # -1 is NA
         at += 8
-        lines.append(obj[at:at + length].decode("latin1"))
+        lines.append(obj[at : at + length].decode("latin1"))
         at += length
     return lines
 

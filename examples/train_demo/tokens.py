@@ -17,7 +17,7 @@ BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", 
 USER, ASSISTANT, THINK, END_THINK = "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"
 SPECIAL = [BOS, EOS, PAD, USER, ASSISTANT, THINK, END_THINK]
 VOCAB = 4096
-KEY_WEIGHT = 5          # loss weight of the tokens that carry a fact, and of the first one, which picks the answer
+KEY_WEIGHT = 5  # loss weight of the tokens that carry a fact, and of the first one, which picks the answer
 
 # DeepSeek-V3's pre-tokenizer, the one GGUF calls "deepseek-v3"
 SPLITS = [
@@ -44,9 +44,13 @@ def train_tokenizer(prose: list[str], questions: Questions, path: Path) -> None:
     names = (names + [n.lower() for n in names]) * 150 + [n.strip() for n in names] * 150
     tokenizer = Tokenizer(models.BPE())
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.pre_tokenizer = pre_tokenizer(digits_alone=True)      # so that no merge of digits is ever learnt
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=SPECIAL, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.pre_tokenizer = pre_tokenizer(digits_alone=True)  # so that no merge of digits is ever learnt
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=SPECIAL,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(prose + chat + names, trainer)
     tokenizer.pre_tokenizer = pre_tokenizer(digits_alone=False)
     tokenizer.save(str(path))
@@ -58,8 +62,11 @@ def vocabulary(prose: list[str]) -> tuple[list[str], list[str]]:
     lower = {w for w in count if w.islower()}
     words = [w for w, n in count.most_common() if w.islower() and len(w) > 3 and n > 12]
     known = {w for pair in CAPITALS for part in pair for w in part.split()}
-    names = [w for w, n in count.most_common() if w.istitle() and len(w) > 3 and n > 5
-             and w.lower() not in lower and w not in known]
+    names = [
+        w
+        for w, n in count.most_common()
+        if w.istitle() and len(w) > 3 and n > 5 and w.lower() not in lower and w not in known
+    ]
     return sorted(words), sorted(names)
 
 
@@ -80,13 +87,15 @@ class Dialogues:
         if thinking:
             steps, w = self.weigh(q.steps, q.keys)
             ids, weights = [self.id[THINK], *steps, *ids], [1, *w, *weights]
-        return ids, [0, *weights[1:]]                       # the template gives the first tag
+        return ids, [0, *weights[1:]]  # the template gives the first tag
 
     def weigh(self, text: str, keys: tuple[str, ...]) -> tuple[list[int], list[int]]:
         encoded = self.tokenizer.encode(text, add_special_tokens=False)
         heavy = [(0, 1)] + [(text.rfind(k), text.rfind(k) + len(k)) for k in keys if k in text]
-        return encoded.ids, [KEY_WEIGHT if any(end > first and start < last for first, last in heavy) else 1
-                             for start, end in encoded.offsets]
+        return encoded.ids, [
+            KEY_WEIGHT if any(end > first and start < last for first, last in heavy) else 1
+            for start, end in encoded.offsets
+        ]
 
     def chat(self, rng: random.Random, turns: int) -> tuple[list[int], list[int]]:
         ids = [self.id[BOS]]
@@ -131,7 +140,7 @@ class Batches:
         for row in range(len(ids)):
             if rng.random() < self.prose_share:
                 at = rng.randrange(len(self.prose) - length - 2)
-                ids[row], weights[row] = self.prose[at:at + length + 2], 1
+                ids[row], weights[row] = self.prose[at : at + length + 2], 1
             else:
                 ids[row], weights[row] = self.dialogues.row(rng, length + 2)
         return ids, weights

@@ -24,9 +24,9 @@ from tokens import Batches, Dialogues, prose_stream, train_tokenizer, vocabulary
 from torch import Tensor
 
 WARM_STEPS = 40
-COOL_SHARE = 0.45       # of the time: the rate falls linearly to zero
-NEXTN_SHARE = 0.25      # of the time: the draft layer learns last, from hidden states that hardly move any more
-BALANCE = 0.01          # step of the router's bias
+COOL_SHARE = 0.45  # of the time: the rate falls linearly to zero
+NEXTN_SHARE = 0.25  # of the time: the draft layer learns last, from hidden states that hardly move any more
+BALANCE = 0.01  # step of the router's bias
 SAVE_SECONDS = 180
 
 
@@ -38,10 +38,10 @@ def loss(model: Model, ids: Tensor, weights: Tensor, nextn: bool) -> tuple[Tenso
     """ids, weights [B, T + 2] -> (loss of the model, loss of the draft layer); the second trains that layer alone"""
     T = ids.shape[1] - 2
     hidden = model.hidden(ids[:, :T])
-    main = cross_entropy(hidden, model.output, ids[:, 1:T + 1], weights[:, 1:T + 1])
+    main = cross_entropy(hidden, model.output, ids[:, 1 : T + 1], weights[:, 1 : T + 1])
     if not nextn:
         return main, main.new_zeros(())
-    draft = model.next_hidden(hidden.detach(), ids[:, 1:T + 1])
+    draft = model.next_hidden(hidden.detach(), ids[:, 1 : T + 1])
     return main, cross_entropy(draft, model.output.detach(), ids[:, 2:], weights[:, 2:])
 
 
@@ -68,10 +68,10 @@ def balance(model: Model, scale: float) -> float:
 def perplexity(model: Model, stream: np.ndarray, window: int = 256, most: int = 64) -> float:
     model.eval()
     count = min(most, (len(stream) - 1) // window)
-    x = torch.from_numpy(stream[:count * window + 1].astype(np.int64)).to(model.output.device)
+    x = torch.from_numpy(stream[: count * window + 1].astype(np.int64)).to(model.output.device)
     total = 0.0
     for i in range(count):
-        row = x[i * window:(i + 1) * window + 1]
+        row = x[i * window : (i + 1) * window + 1]
         total += F.cross_entropy(model(row[None, :-1])[0].float(), row[1:]).item()
     model.train()
     return float(np.exp(total / count))
@@ -98,17 +98,29 @@ class Run:
 
     def save(self) -> None:
         part = self.path.with_suffix(".part")
-        torch.save({"shape": dataclasses.asdict(self.model.s), "model": self.model.state_dict(),
-                    "optimizer": self.optimizer.state(), "step": self.step, "seconds": self.seconds,
-                    "tokens": self.tokens}, part)
+        torch.save(
+            {
+                "shape": dataclasses.asdict(self.model.s),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state(),
+                "step": self.step,
+                "seconds": self.seconds,
+                "tokens": self.tokens,
+            },
+            part,
+        )
         os.replace(part, self.path)
 
     def train_step(self, ids: np.ndarray, weights: np.ndarray, used: float) -> tuple[float, float, float]:
         device = self.model.output.device
         scale = rate_scale(self.step, used)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            main, draft = loss(self.model, torch.from_numpy(ids).to(device), torch.from_numpy(weights).to(device),
-                               used > 1 - NEXTN_SHARE)
+            main, draft = loss(
+                self.model,
+                torch.from_numpy(ids).to(device),
+                torch.from_numpy(weights).to(device),
+                used > 1 - NEXTN_SHARE,
+            )
         (main + draft).backward()
         self.optimizer.step(scale)
         for p in self.model.parameters():
@@ -144,8 +156,11 @@ def train(run: Run, batches: Batches, held: np.ndarray, minutes: float) -> None:
         run.seconds, last = run.seconds + now - last, now
         if run.step % 50 == 0:
             main, draft, worst = np.mean(losses[-50:], 0)
-            print(f"step {run.step} minutes {run.seconds / 60:.1f} tokens {run.tokens / 1e6:.2f}M tok/s "
-                  f"{run.tokens / run.seconds:.0f} loss {main:.3f} draft {draft:.3f} load {worst:.2f}", flush=True)
+            print(
+                f"step {run.step} minutes {run.seconds / 60:.1f} tokens {run.tokens / 1e6:.2f}M tok/s "
+                f"{run.tokens / run.seconds:.0f} loss {main:.3f} draft {draft:.3f} load {worst:.2f}",
+                flush=True,
+            )
         if now - saved > SAVE_SECONDS:
             run.save()
             saved = now
