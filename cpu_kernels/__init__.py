@@ -6,7 +6,7 @@ Importing this package compiles nothing; the modules of the verbs, and their job
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .jit import CACHED
+from .jit import CACHED, note_compiled
 from .matrix import SUPPORTED, Matrix
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "linear_heads_transposed",
     "mla_absorbed",
     "mla_expanded",
+    "note_compiled",
     "read_cache",
     "rms_norm",
     "rope",

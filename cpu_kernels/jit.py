@@ -1,8 +1,8 @@
 """How every kernel here is compiled: the flags in one place, and the directory where numba keeps the machine code.
 
 numba's own cache does not notice an edit in another file and does not know the CPU, so the directory's name is a hash
-of this package's sources, the CPU's name and feature flags, and the versions of numba and llvmlite. Import this module
-before numba.
+of this package's sources, the CPU's name and feature flags, and the versions of numba and llvmlite; and of where and
+how old the sources are, because numba compiles again when those change. Import this module before numba.
 """
 
 import atexit
@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import llvmlite
@@ -21,8 +22,8 @@ from numba import cfunc, njit, types
 def _cache_directory() -> Path:
     """A directory of mode 0700 under $XDG_CACHE_HOME/hetero, one for each (sources, CPU, numba) combination."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(source.read_bytes())
+    for source in sorted(Path(__file__).resolve().parent.rglob("*.py")):
+        digest.update(f"{source} {source.stat().st_mtime_ns} ".encode() + source.read_bytes())
     cpu = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     overrides = (os.environ.get("NUMBA_CPU_NAME", ""), os.environ.get("NUMBA_CPU_FEATURES", ""))
     digest.update(repr((cpu, overrides, numba.__version__, llvmlite.__version__)).encode())
@@ -38,11 +39,18 @@ def _cache_directory() -> Path:
 
 
 CACHE_DIRECTORY = _cache_directory()
-CACHED = any(CACHE_DIRECTORY.rglob("*.nbi"))  # an earlier process has compiled kernels here
+_COMPLETE = CACHE_DIRECTORY / "complete"
+CACHED = _COMPLETE.exists()  # an earlier process has compiled the kernels of a whole model here
 numba.config.CACHE_DIR = str(CACHE_DIRECTORY)
 
 # C signature of a pool job: (address of its int64 arguments, index of this thread, number of threads).
 JOB = types.void(types.int64, types.int64, types.int64)
+
+
+def note_compiled() -> None:
+    """A model has run: from now on its kernels come from the cache."""
+    with suppress(OSError):
+        _COMPLETE.touch()
 
 
 def kernel(function):

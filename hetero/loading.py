@@ -28,7 +28,7 @@ def load(
     not fit in free memory, weights are read when they are first used.
     Raises FileError, UnsupportedError, ResourceError, RequestError.
     """
-    from cpu_kernels import CACHED, SUPPORTED, Pool
+    from cpu_kernels import CACHED, SUPPORTED, Pool, note_compiled
     from hetero.cache import LatentCache
     from hetero.tokenizer import Tokenizer
 
@@ -53,6 +53,7 @@ def load(
             engine.read_ahead(progress)
         report(kernels, 0, 0)
         engine.model.rehearse(cache.layers)
+        note_compiled()
         undo.pop_all()
     return engine, tokenizer
 

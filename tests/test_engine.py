@@ -1,5 +1,6 @@
 """The engine's own logic, over a model that computes nothing: what is asked of it, and what the cache then holds."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -269,3 +270,23 @@ def test_names_a_context_that_fits() -> None:
         with pytest.raises(ResourceError, match="lower --context to 192 or less"):
             LatentCache(config, RunConfig(sequences=2), context=256)
         LatentCache(config, RunConfig(sequences=2), context=192)
+
+
+def test_says_that_kernels_compile_until_a_model_has_run(tmp_path: Path) -> None:
+    script = (
+        "from hetero import demo, load; import sys\n"
+        "stages = []\n"
+        "load(demo.path(), progress=lambda stage, done, total: stages.append(stage))\n"
+        "print(stages[0].split()[0])\n"
+    )
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+
+    def first_stage() -> str:
+        return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True).stdout
+
+    assert first_stage() == "compiling\n"
+    (directory,) = (tmp_path / "hetero").iterdir()
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert first_stage() == "preparing\n"
+    (directory / "complete").unlink()  # as after an interrupted first start
+    assert first_stage() == "compiling\n"
