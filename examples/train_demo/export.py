@@ -76,7 +76,7 @@ class Quantizer:
     """gguf's own quantizers, and llama.cpp's for the K formats, which gguf can only read."""
 
     def __init__(self) -> None:
-        self.library: ctypes.CDLL | None = None
+        self.ggml: ctypes.CDLL | None = None
 
     def __call__(self, array: np.ndarray, kind: Type) -> np.ndarray:
         array = np.ascontiguousarray(array, np.float32)
@@ -98,13 +98,13 @@ class Quantizer:
         return out
 
     def ggml(self) -> ctypes.CDLL:
-        if self.library is None:
+        if self.ggml is None:
             import llama_cpp
 
             folder = Path(llama_cpp.__file__).parent / "lib"
-            self.library = ctypes.CDLL(str(next(folder.glob("*ggml-base.*"))))
-            self.library.ggml_quantize_chunk.restype = ctypes.c_size_t
-        return self.library
+            self.ggml = ctypes.CDLL(str(next(folder.glob("*ggml-base.*"))))
+            self.ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+        return self.ggml
 
 
 def add_shape(w: gguf.GGUFWriter, s: Shape) -> None:
