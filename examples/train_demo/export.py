@@ -76,7 +76,7 @@ class Quantizer:
     """gguf's own quantizers, and llama.cpp's for the K formats, which gguf can only read."""
 
     def __init__(self) -> None:
-        self.ggml: ctypes.CDLL | None = None
+        self.dll: ctypes.CDLL | None = None
 
     def __call__(self, array: np.ndarray, kind: Type) -> np.ndarray:
         array = np.ascontiguousarray(array, np.float32)
@@ -98,13 +98,13 @@ class Quantizer:
         return out
 
     def ggml(self) -> ctypes.CDLL:
-        if self.ggml is None:
+        if self.dll is None:
             import llama_cpp
 
             folder = Path(llama_cpp.__file__).parent / "lib"
-            self.ggml = ctypes.CDLL(str(next(folder.glob("*ggml-base.*"))))
-            self.ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
-        return self.ggml
+            self.dll = ctypes.CDLL(str(next(folder.glob("*ggml-base.*"))))
+            self.dll.ggml_quantize_chunk.restype = ctypes.c_size_t
+        return self.dll
 
 
 def add_shape(w: gguf.GGUFWriter, s: Shape) -> None:
