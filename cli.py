@@ -160,7 +160,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         raise typer.Exit(guarded(lambda: function(**values)))
 
     command.__name__, command.__doc__ = function.__name__, function.__doc__
-    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # what typer reads; mypy does not know it
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app.command()(command)
     return function
@@ -288,7 +288,8 @@ def _load(model: str, run: "RunConfig", screen: "Screen") -> "tuple[Engine, Toke
 
 
 def main() -> None:
-    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  (`<&-`: Python has None there)
+    # A stream the shell closed (`<&-`, `>&-`) is None here. Those put in their place stay open as long as the process.
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdin, sys.stdout, sys.stderr):

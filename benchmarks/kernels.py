@@ -99,8 +99,11 @@ def experts(pool: Pool, tokens: int, layer: tuple[list[Matrix], float], seconds:
     return {"type": "lite MoE layer", "threads": pool.threads, "columns": tokens, **rates}
 
 
+def integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def main() -> None:
-    integers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--types", type=lambda text: text.split(","), default=sorted(SUPPORTED))
     parser.add_argument("--columns", type=integers, default=[1, 4, 16, 64])

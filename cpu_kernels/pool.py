@@ -4,7 +4,7 @@ A job is the address of a native function (`jit.job`) called on every thread as 
 `arguments` is the address of the caller's int64 values. The caller takes part as thread 0 and keeps its own CPU mask;
 workers 1.. are pinned, one to a physical core. One caller at a time: the pool is the engine's, not the process's.
 
-Dispatch and join of two threads take about 0.2 us from compiled code while the workers spin.
+Dispatch and join of two threads take 0.06 us (2 cores of a Zen 4) from compiled code while the workers spin.
 """
 
 import contextlib
