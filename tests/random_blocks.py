@@ -1,16 +1,20 @@
 """Random but valid quantization blocks of a given standard deviation: large files without a quantizer.
 
-Quantized values are uniform over their levels, scales fixed or nearly so, and every block has mean zero.
+Quantized values are uniform over their levels, scales fixed or nearly so (codebook formats: uniform), and every block
+has mean zero.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import gguf
 import numpy as np
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
 CHUNK_BYTES = 128 << 20
+Fill = Callable[[np.random.Generator, np.ndarray, float], None]
 
 
 def uniform_std(levels: int) -> float:
@@ -61,12 +65,34 @@ def fill_q8_0(rng: np.random.Generator, blocks: np.ndarray, std: float) -> None:
     put_f16(blocks, 0, signs(rng, len(blocks)) * std / uniform_std(255))
 
 
-FILL: dict[Type, Callable[[np.random.Generator, np.ndarray, float], None]] = {
+def fill_codebook(quant: Any, unit: float, scales: int) -> Fill:
+    """value = d * unit * (2 s + 1) * entry, with s below `scales` and entries uniform, all random bits."""
+
+    def fill(rng: np.random.Generator, blocks: np.ndarray, std: float) -> None:
+        quant.init_grid()
+        entries = np.square(quant.grid).mean() + (quant.delta**2 if hasattr(quant, "delta") else 0)
+        d = signs(rng, len(blocks)) * std / (unit * math.sqrt(entries) * rms(range(1, 2 * scales, 2)))
+        if quant is not gguf.quants.IQ1_M:
+            return put_f16(blocks, 0, d)
+        quarters = d.astype(np.float16).view(np.uint16)[:, None] >> np.array([0, 4, 8, 12], np.uint16) & 15
+        blocks[:, 49::2] = blocks[:, 49::2] & 15 | quarters.astype(np.uint8) << 4
+
+    return fill
+
+
+FILL: dict[Type, Fill] = {
     Type.F32: fill_f32,
     Type.Q4_K: fill_q4_k,
     Type.Q5_0: fill_q5_0,
     Type.Q6_K: fill_q6_k,
     Type.Q8_0: fill_q8_0,
+    Type.IQ1_S: fill_codebook(gguf.quants.IQ1_S, 1, 8),
+    Type.IQ1_M: fill_codebook(gguf.quants.IQ1_M, 1, 8),
+    Type.IQ2_XXS: fill_codebook(gguf.quants.IQ2_XXS, 1 / 8, 16),
+    Type.IQ2_XS: fill_codebook(gguf.quants.IQ2_XS, 1 / 8, 16),
+    Type.IQ2_S: fill_codebook(gguf.quants.IQ2_S, 1 / 8, 16),
+    Type.IQ3_XXS: fill_codebook(gguf.quants.IQ3_XXS, 1 / 4, 16),
+    Type.IQ3_S: fill_codebook(gguf.quants.IQ3_S, 1, 16),
 }
 
 

@@ -6,11 +6,18 @@ import numpy as np
 from cpu_kernels import Matrix
 
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-# Where a block's f16 scales stand.
+# Where a block's f16 scales stand; IQ1_M's only one is divided over the upper nibbles of four 16-bit words.
 SCALES = {
     "Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,),
     "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,),
+    "IQ3_XXS": (0,), "IQ3_S": (0,), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ1_S": (0,),
+    "IQ1_M": (48, 50, 52, 54),
 }  # fmt: skip
+
+
+def _random_scales(shape: tuple[int, ...], rng: np.random.Generator, scale: float) -> np.ndarray:
+    """The bits of f16 numbers, uint16."""
+    return (rng.standard_normal(shape) * scale * (rng.random(shape) > 0.05)).astype(np.float16).view(np.uint16)
 
 
 def random_weights(type: str, shape: tuple[int, ...], rng: np.random.Generator, scale: float = 0.02) -> np.ndarray:
@@ -23,9 +30,13 @@ def random_weights(type: str, shape: tuple[int, ...], rng: np.random.Generator, 
         return values.astype(FLOATS[type]).view(np.uint8)
     block_values, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type]]
     blocks = rng.integers(0, 256, (*outer, columns // block_values, block_bytes), np.uint8)
+    if type == "IQ1_M":
+        quarters = _random_scales(blocks.shape[:-1], rng, scale)[..., None] >> np.array([0, 4, 8, 12], np.uint16) & 15
+        blocks[..., 49::2] = blocks[..., 49::2] & 15 | quarters.astype(np.uint8) << 4
+        return blocks.reshape(*outer, -1)
     for offset in SCALES[type]:
-        scales = rng.standard_normal(blocks.shape[:-1]) * scale * (rng.random(blocks.shape[:-1]) > 0.05)
-        blocks[..., offset : offset + 2] = scales.astype(np.float16)[..., None].view(np.uint8)
+        scales = _random_scales(blocks.shape[:-1], rng, scale)
+        blocks[..., offset : offset + 2] = scales[..., None].view(np.uint8)
     return blocks.reshape(*outer, -1)
 
 
