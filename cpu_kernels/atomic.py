@@ -85,6 +85,11 @@ def call_job(typing, function, arguments, thread, threads):
 
 
 @intrinsic
+def call_entry(typing, function, control, arguments):
+    return _caller(2)
+
+
+@intrinsic
 def call_unpack(typing, function, row, columns, panel):
     return _caller(3)
 

@@ -43,8 +43,10 @@ _COMPLETE = CACHE_DIRECTORY / "complete"
 CACHED = _COMPLETE.exists()  # an earlier process has compiled the kernels of a whole model here
 numba.config.CACHE_DIR = str(CACHE_DIRECTORY)
 
-# C signature of a pool job: (address of its int64 arguments, index of this thread, number of threads).
+# C signatures. A pool job: (address of its int64 arguments, index of this thread, number of threads).
+# An entry, the native part of a verb: (address of the pool's control block, address of its int64 arguments).
 JOB = types.void(types.int64, types.int64, types.int64)
+ENTRY = types.void(types.int64, types.int64)
 
 
 def note_compiled() -> None:
@@ -58,6 +60,11 @@ def kernel(function):
     return njit(nogil=True, error_model="numpy", boundscheck=False, cache=True)(function)
 
 
+def exact_kernel(signature: str):
+    """As `kernel`, for arguments of these types only: others are a TypeError, not one more compilation."""
+    return njit(signature, nogil=True, error_model="numpy", boundscheck=False, cache=True)
+
+
 def fast_kernel(function):
     """As `kernel`, and sums may be reassociated and contracted, so that LLVM can vectorize them; NaN stays."""
     return njit(
@@ -66,11 +73,16 @@ def fast_kernel(function):
 
 
 def job(function):
-    """A function with C linkage and the signature `JOB`; `.address` is what the pool calls.
+    """A function with C linkage and the signature `JOB`; `.address` is what the pool calls, on every thread.
 
     Hand the address to a kernel as an argument: as a global it would be frozen into the kernel's cached machine code.
     """
     return cfunc(JOB, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)
+
+
+def entry(function):
+    """A function with C linkage and the signature `ENTRY`, which `Pool.call` runs on the caller; it dispatches jobs."""
+    return cfunc(ENTRY, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)
 
 
 def device(function):

