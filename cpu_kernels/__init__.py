@@ -10,6 +10,7 @@ from .jit import CACHED, note_compiled
 from .matrix import SUPPORTED, Matrix
 
 if TYPE_CHECKING:
+    from .arrange import interleave
     from .attention_absorbed import mla_absorbed
     from .attention_expanded import mla_expanded
     from .cache import cache_layer, read_cache, write_cache
@@ -30,6 +31,7 @@ __all__ = [
     "dequantize",
     "embed",
     "ffn",
+    "interleave",
     "linear",
     "linear_heads",
     "linear_heads_transposed",
@@ -51,6 +53,7 @@ _HOME = {
     "dequantize": "embedding",
     "embed": "embedding",
     "ffn": "experts",
+    "interleave": "arrange",
     "linear": "matmul",
     "linear_heads": "matmul",
     "linear_heads_transposed": "transposed",

@@ -1,7 +1,7 @@
 """Activations as the quantized kernels read them: 8-bit codes with one scale for each 32 values.
 
-One column of K values: K codes int8 in -127..127 | K/32 scales f32 | K/16 sums f32; 11K/8 bytes.
-A sum is scale x (the sum of 16 codes), for the formats that have minima.
+A column of K values is K/32 records of 48 bytes: 32 codes int8 in -127..127 | scale f32 | three sums f32. A sum is
+scale x (the sum of codes): of the first 16, of the last 16, of all 32; for the formats that have minima or offsets.
 """
 
 import numpy as np
@@ -23,6 +23,9 @@ from .simd import (
     store,
 )
 
+CODES, SCALE, SUM_LOW, SUM_HIGH, SUM = 0, 32, 36, 40, 44
+RECORD_BYTES = 48
+
 
 @device
 def _half(x, factor, codes):
@@ -35,20 +38,25 @@ def _half(x, factor, codes):
 
 
 @device
-def quantize_blocks(x, column, columns, first, last):
-    """Blocks of 32 from `first` up to `last` of one row; NaN and Inf become the block's scale, so results show them."""
-    scales, sums = column + columns, column + columns + columns // 8
+def quantize_block(source, record):
+    """32 values; NaN and Inf become the block's scale, so results show them."""
+    # The largest |x| by its bit pattern: ordered like the numbers, and NaN is above Inf.
+    largest = i32_bits(load_f32x8(source)) & 0x7FFFFFFF
+    for i in range(1, 4):
+        largest = maximum(largest, i32_bits(load_f32x8(source + 32 * i)) & 0x7FFFFFFF)
+    peak = f32_from_bits(reduce_max(largest))
+    scale = peak / np.float32(127.0)
+    factor = np.float32(0.0) if peak == 0.0 else np.float32(127.0) / peak
+    low = _half(source, factor, record + CODES)
+    high = _half(source + 64, factor, record + CODES + 16)
+    store(record + SCALE, scale)
+    store(record + SUM_LOW, scale * np.float32(low))
+    store(record + SUM_HIGH, scale * np.float32(high))
+    store(record + SUM, scale * np.float32(low + high))
+
+
+@device
+def quantize_blocks(x, column, first, last):
+    """Blocks of 32 from `first` up to `last` of one row."""
     for block in range(first, last):
-        source = x + 128 * block
-        # The largest |x| by its bit pattern: ordered like the numbers, and NaN is above Inf.
-        largest = i32_bits(load_f32x8(source)) & 0x7FFFFFFF
-        for i in range(1, 4):
-            largest = maximum(largest, i32_bits(load_f32x8(source + 32 * i)) & 0x7FFFFFFF)
-        peak = f32_from_bits(reduce_max(largest))
-        scale = peak / np.float32(127.0)
-        factor = np.float32(0.0) if peak == 0.0 else np.float32(127.0) / peak
-        low = _half(source, factor, column + 32 * block)
-        high = _half(source + 64, factor, column + 32 * block + 16)
-        store(scales + 4 * block, scale)
-        store(sums + 8 * block, scale * np.float32(low))
-        store(sums + 8 * block + 4, scale * np.float32(high))
+        quantize_block(x + 128 * block, column + RECORD_BYTES * block)

@@ -90,13 +90,13 @@ def call_entry(typing, function, control, arguments):
 
 
 @intrinsic
-def call_unpack(typing, function, row, columns, panel):
-    return _caller(3)
+def call_multiply(typing, function, weights, groups, blocks, columns, x_list, y_list, y_offset):
+    return _caller(7)
 
 
 @intrinsic
-def call_dot(typing, function, weights, stride, rows, columns, x, y):
-    return _caller(6)
+def call_dequantize(typing, function, weights, blocks, target, stride):
+    return _caller(4)
 
 
 @intrinsic

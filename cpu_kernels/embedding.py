@@ -4,64 +4,112 @@ from typing import Any
 
 import numpy as np
 
-from .atomic import call_unpack, load_i64
-from .jit import device, kernel
-from .matrix import COLUMNS, FLAGS, ROW_STRIDE, UNPACK, Matrix, address
-from .panel import FLOAT, MINIMUM
-from .product import panel_bytes
-from .simd import f32_from_i32, i32_from_i8, load_f32, load_i8x8, store
+from . import matrix as descriptor
+from .atomic import call_dequantize, fetch_add, load_i64, store_i64
+from .control import CHUNK, dispatch
+from .x16 import interleave_group
+from .jit import device, entry, job
+from .machine import LANES
+from .matrix import Matrix, address
+from .pool import Pool
+from .rows import HEAD_BYTES, dequantize_group
+from .simd import load_f32, load_f32x8, store
 
 
 @device
-def dequantize_row(matrix, weights, panel, target):
-    """The row at address `weights` as f32; `panel`: memory for one panel row."""
-    columns, flags = load_i64(matrix + COLUMNS), load_i64(matrix + FLAGS)
-    if flags & FLOAT:
-        call_unpack(load_i64(matrix + UNPACK), weights, columns, target)
-        return
-    call_unpack(load_i64(matrix + UNPACK), weights, columns, panel)
-    scales, minima = panel + columns, panel + columns // 4 * 5
-    for at in range(0, columns, 8):
-        group = at // 16 * 4
-        value = f32_from_i32(i32_from_i8(load_i8x8(panel + at))) * load_f32(scales + group)
-        if flags & MINIMUM:
-            value = value - load_f32(minima + group)
-        store(target + 4 * at, value)
+def _copy(source, target, values):
+    for at in range(0, 4 * values - 31, 32):
+        store(target + at, load_f32x8(source + at))
+    for at in range(values // 8 * 32, 4 * values, 4):
+        store(target + at, load_f32(source + at))
 
 
-@kernel
-def _dequantize(matrix, weights, rows, panel, target):
-    for row in range(rows):
-        at = weights + row * load_i64(matrix + ROW_STRIDE)
-        dequantize_row(matrix, at, panel, target + 4 * row * load_i64(matrix + COLUMNS))
+@job
+def _dequantize_job(arguments, thread, threads):
+    """(control, matrix, first matrix, how many, first row, rows of each, target, works, bytes of a thread's work)"""
+    control, matrix = load_i64(arguments), load_i64(arguments + 8)
+    first_matrix, count = load_i64(arguments + 16), load_i64(arguments + 24)
+    first, rows, target = load_i64(arguments + 32), load_i64(arguments + 40), load_i64(arguments + 48)
+    work = load_i64(arguments + 56) + thread * load_i64(arguments + 64)
+    values = load_i64(matrix + descriptor.COLUMNS)
+    first_group = first // LANES
+    groups = (first + rows + LANES - 1) // LANES - first_group
+    panel = work + HEAD_BYTES + LANES * load_i64(matrix + descriptor.BLOCKS) * load_i64(matrix + descriptor.BLOCK_BYTES)
+    unit = fetch_add(control + CHUNK, 1)
+    while unit < groups * count:
+        index, group = unit // groups, first_group + unit % groups
+        low, high = max(first, LANES * group), min(first + rows, LANES * (group + 1))
+        out = target + 4 * (index * rows + low - first) * values
+        if high - low == LANES:
+            dequantize_group(matrix, first_matrix + index, group, out, work)
+        else:
+            dequantize_group(matrix, first_matrix + index, group, panel, work)
+            _copy(panel + 4 * (low - LANES * group) * values, out, (high - low) * values)
+        unit = fetch_add(control + CHUNK, 1)
 
 
-def dequantize(w: Matrix, index: int | None = None, rows: slice = slice(None)) -> np.ndarray:
+@entry
+def _dequantize(control, arguments):
+    """(job, arguments of the job but the first ...)"""
+    store_i64(arguments + 8, control)
+    dispatch(control, load_i64(arguments), arguments + 8)
+
+
+def thread_space(w: Matrix) -> int:
+    """Working memory of a thread that dequantizes a group: an interleaved group, its values."""
+    return (HEAD_BYTES + LANES * (w.row_bytes + 4 * w.columns) + 127) & -64
+
+
+def dequantize(pool: Pool, w: Matrix, index: int | None = None, rows: slice = slice(None)) -> np.ndarray:
     """float32 [count, rows, columns]; [rows, columns] of matrix `index`, or where the weights have two dimensions."""
     if index is not None and not 0 <= index < w.count:
         raise ValueError(f"matrix {index}; matrices 0 to {w.count - 1} exist")
     first, stop, step = rows.indices(w.rows)
     if step != 1:
         raise ValueError(f"rows {rows}: only a step of 1 is possible")
-    chosen = range(w.count) if index is None else [index]
-    out = np.empty((len(chosen), max(0, stop - first), w.columns), np.float32)
-    panel = np.empty(panel_bytes(w.columns), np.uint8)
-    base, matrix_stride, row_stride = (int(field) for field in w.descriptor[:3])
-    for i, matrix in enumerate(chosen):
-        at = base + matrix * matrix_stride + first * row_stride
-        _dequantize(w.address, at, out.shape[1], address(panel), address(out[i]))
-    return out[0] if index is not None or w.data.ndim == 2 else out
+    count = w.count if index is None else 1
+    out = np.empty((count, max(0, stop - first), w.columns), np.float32)
+    if out.size:
+        share = thread_space(w)
+        work = pool.scratch(share * pool.threads)
+        where = index or 0, count, first, out.shape[1], address(out), work, share
+        pool.call(_dequantize.address, np.array([_dequantize_job.address, 0, w.address, *where], np.int64), w, out)
+    return out[0] if index is not None or w.flat else out
 
 
-def embed(w: Matrix, ids: Any) -> np.ndarray:
-    """Rows `ids`[T] of a matrix -> float32 [T, K]"""
+@entry
+def _embed(control, arguments):
+    """(matrix, ids int64, T, out, working memory): 16 tokens' rows at a time, as one group"""
+    matrix, ids, tokens = load_i64(arguments), load_i64(arguments + 8), load_i64(arguments + 16)
+    out, work = load_i64(arguments + 24), load_i64(arguments + 32)
+    blocks, block_bytes = load_i64(matrix + descriptor.BLOCKS), load_i64(matrix + descriptor.BLOCK_BYTES)
+    row_bytes, values = load_i64(matrix + descriptor.ROW_STRIDE), load_i64(matrix + descriptor.COLUMNS)
+    group = work + 8 * LANES
+    target = (group + LANES * blocks * block_bytes + 63) & -64
+    for first in range(0, tokens, LANES):
+        for r in range(LANES):
+            row = load_i64(ids + 8 * min(first + r, tokens - 1))
+            store_i64(work + 8 * r, load_i64(matrix + descriptor.WEIGHTS) + row * row_bytes)
+        interleave_group(work, blocks, block_bytes, load_i64(matrix + descriptor.HALF), group)
+        call_dequantize(load_i64(matrix + descriptor.DEQUANTIZE), group, blocks, target, 4 * values)
+        _copy(target, out + 4 * first * values, min(LANES, tokens - first) * values)
+
+
+def embed(pool: Pool, w: Matrix, ids: Any, out: np.ndarray | None = None) -> np.ndarray:
+    """Rows `ids`[T] of a matrix in the GGUF layout -> float32 [T, K].
+
+    A recorded call reads the ids again from the same int64 array; they are then not checked.
+    """
     ids = np.asarray(ids, np.int64)
     low, high = ids.min(initial=0), ids.max(initial=0)
     if ids.ndim != 1 or low < 0 or high >= w.rows:
         raise ValueError(f"ids of shape {ids.shape} from {low} to {high}; rows 0 to {w.rows - 1} exist")
-    out = np.empty((len(ids), w.columns), np.float32)
-    panel = np.empty(panel_bytes(w.columns), np.uint8)
-    base, row_stride = int(w.descriptor[0]), int(w.descriptor[2])
-    for i, id in enumerate(ids.tolist()):
-        _dequantize(w.address, base + id * row_stride, 1, address(panel), address(out) + 4 * i * w.columns)
+    if w.layout != "gguf":
+        raise ValueError(f"rows are embedded from the layout of the file, these weights are {w.layout}")
+    ids = np.ascontiguousarray(ids)
+    out = np.empty((len(ids), w.columns), np.float32) if out is None else out
+    if out.size:
+        work = pool.scratch(8 * LANES + LANES * (w.row_bytes + 4 * w.columns) + 128)
+        arguments = np.array([w.address, address(ids), len(ids), address(out), work], np.int64)
+        pool.call(_embed.address, arguments, w, ids, out)
     return out

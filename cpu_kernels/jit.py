@@ -92,16 +92,16 @@ def device(function):
 
 
 # The two kernels of every weight format, called by address so that drivers need not know the format:
-# dot(weights, row stride, rows, columns, activation column, float32 results) and unpack(row, columns, panel row).
-_DOT = types.void(*[types.int64] * 6)
-_UNPACK = types.void(*[types.int64] * 3)
+# multiply(weights, groups, blocks, columns, x_list, y_list, y_offset) and dequantize(weights, blocks, target, stride).
+_MULTIPLY = types.void(*[types.int64] * 7)
+_DEQUANTIZE = types.void(*[types.int64] * 4)
 
 
-def dot_kernel(function):
-    """Several rows times one column."""
-    return cfunc(_DOT, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)
+def multiply_kernel(function):
+    """16-row groups times some columns (tile.py)."""
+    return cfunc(_MULTIPLY, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)
 
 
-def unpack_kernel(function):
-    """One row to the form that the tile kernel reads (panel.py)."""
-    return cfunc(_UNPACK, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)
+def dequantize_kernel(function):
+    """One 16-row group as float32 rows (tile.py)."""
+    return cfunc(_DEQUANTIZE, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)

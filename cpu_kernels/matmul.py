@@ -1,21 +1,23 @@
-"""Linear verbs on untouched GGUF blocks. T tokens, H heads, K columns in, M rows out; activations float32."""
+"""Linear verbs. T tokens, H heads, K columns in, M rows out; activations float32."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from .atomic import load_i64, store_i64
-from .jit import kernel
-from .matrix import COLUMNS, COUNT, FLAGS, ROWS, Matrix, address
-from .panel import FLOAT
+from .jit import entry
+from .matrix import COLUMNS, COUNT, FLAGS, FLOAT, ROWS, Matrix, address
 from .pool import Pool
 from .product import (
     ARGUMENT_BYTES,
-    JOBS,
     PRODUCT_BYTES,
+    PRODUCTS_JOB,
+    column_bytes,
     column_space,
     describe,
-    panel_bytes,
+    plan_quantization,
     run_products,
-    run_quantize,
+    thread_bytes,
 )
 
 
@@ -34,51 +36,76 @@ def result(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     return out
 
 
-@kernel
-def _linear(control, jobs, work, matrix, x, token_stride, head_stride, out, tokens):
-    heads, rows, columns = load_i64(matrix + COUNT), load_i64(matrix + ROWS), load_i64(matrix + COLUMNS)
+@entry
+def _linear(control, arguments):
+    """(job, matrices: list of descriptors, their number, T, x, its token stride, its head stride, out, bytes of a token
+    of out, working memory, bytes of a thread's share of it)
+
+    Several matrices have the same x and stand side by side in a token of out; one may hold H heads, each with its own
+    share of x.
+    """
+    job, matrices, count, tokens = (
+        load_i64(arguments),
+        load_i64(arguments + 8),
+        load_i64(arguments + 16),
+        load_i64(arguments + 24),
+    )
+    x, token_stride, head_stride = (
+        load_i64(arguments + 32),
+        load_i64(arguments + 40),
+        load_i64(arguments + 48),
+    )
+    out, out_stride, work = load_i64(arguments + 56), load_i64(arguments + 64), load_i64(arguments + 72)
+    heads, columns = load_i64(load_i64(matrices) + COUNT), load_i64(load_i64(matrices) + COLUMNS)
     pairs = heads * tokens
     products = work + ARGUMENT_BYTES
-    sources = products + heads * PRODUCT_BYTES
+    sources = products + heads * count * PRODUCT_BYTES
     targets, results = sources + 8 * pairs, sources + 16 * pairs
-    columns_at = (sources + 24 * pairs + 63) & -64
-    size = column_space(columns)
-    for head in range(heads):
-        for token in range(tokens):
-            at = 8 * (head * tokens + token)
-            store_i64(sources + at, x + token * token_stride + head * head_stride)
-            store_i64(targets + at, columns_at + (head * tokens + token) * size)
-            store_i64(results + at, out + (token * heads + head) * rows * 4)
-    panels = columns_at
-    if load_i64(matrix + FLAGS) & FLOAT:
-        targets = sources
-    else:
-        run_quantize(control, jobs, work, pairs, columns, sources, targets)
-        panels = (columns_at + pairs * size + 63) & -64
-    for head in range(heads):
-        at = 8 * head * tokens
-        describe(products + head * PRODUCT_BYTES, matrix, head, tokens, targets + at, results + at)
-    run_products(control, jobs, work, products, heads, panels)
+    columns_at = (results + 8 * tokens + 63) & -64
+    for pair in range(pairs):
+        store_i64(sources + 8 * pair, x + pair % tokens * token_stride + pair // tokens * head_stride)
+        store_i64(targets + 8 * pair, columns_at + pair * column_space(columns))
+    for token in range(tokens):
+        store_i64(results + 8 * token, out + token * out_stride)
+    quantized = 0
+    at = 0
+    for i in range(count):
+        matrix = load_i64(matrices + 8 * i)
+        x_list = sources
+        if not load_i64(matrix + FLAGS) & FLOAT:
+            x_list, quantized = targets, pairs
+        for head in range(heads):
+            product = products + (i * heads + head) * PRODUCT_BYTES
+            describe(product, matrix, head, tokens, x_list + 8 * head * tokens, results, at)
+            at += 4 * load_i64(matrix + ROWS)
+    plan_quantization(work, quantized, columns, sources, targets)
+    threads_at = (columns_at + pairs * column_space(columns) + 63) & -64
+    run_products(control, job, work, products, heads * count, threads_at, load_i64(arguments + 80))
 
 
-def _multiply(pool: Pool, w: Matrix, x: np.ndarray, token_stride: int, head_stride: int, out: np.ndarray) -> None:
-    tokens = x.shape[0]
+def _multiply(pool: Pool, matrices: Sequence[Matrix], x: np.ndarray, head_stride: int, out: np.ndarray) -> None:
+    tokens, first = len(x), matrices[0]
     if not out.size:
         return
-    pairs = w.count * tokens
-    lists = ARGUMENT_BYTES + w.count * PRODUCT_BYTES + 24 * pairs + 128
-    work = pool.scratch(lists + pairs * column_space(w.columns) + pool.threads * panel_bytes(w.columns))
-    _linear(pool.control, address(JOBS), work, w.address, address(x), token_stride, head_stride, address(out), tokens)
+    pairs = first.count * tokens
+    lists = ARGUMENT_BYTES + len(matrices) * first.count * PRODUCT_BYTES + 16 * pairs + 8 * tokens + 192
+    share = thread_bytes(1, *matrices)
+    work = pool.scratch(lists + pairs * column_bytes(first.columns) + pool.threads * share)
+    descriptors = np.array([w.address for w in matrices], np.int64)
+    places = address(x), x.strides[0], head_stride, address(out), out.strides[0], work, share
+    arguments = np.array([PRODUCTS_JOB, address(descriptors), len(matrices), tokens, *places], np.int64)
+    pool.call(_linear.address, arguments, descriptors, matrices, x, out)
 
 
-def linear(pool: Pool, w: Matrix, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """x[T, K] · Wᵀ -> [T, M]"""
-    if w.count != 1:
-        raise ValueError(f"linear takes one matrix, this tensor has {w.count}")
-    tokens = x.shape[0]
-    check_rows("x", x, (tokens, w.columns))
-    out = result(out, (tokens, w.rows))
-    _multiply(pool, w, x, x.strides[0], 0, out)
+def linear(pool: Pool, w: Matrix | Sequence[Matrix], x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """x[T, K] · Wᵀ -> [T, M]; of several matrices with the same K, side by side: M is the sum of their rows."""
+    matrices = (w,) if isinstance(w, Matrix) else tuple(w)
+    for matrix in matrices:
+        if matrix.count != 1:
+            raise ValueError(f"linear takes one matrix, this tensor has {matrix.count}")
+        check_rows("x", x, (len(x), matrix.columns))
+    out = result(out, (len(x), sum(matrix.rows for matrix in matrices)))
+    _multiply(pool, matrices, x, 0, out)
     return out
 
 
@@ -87,5 +114,5 @@ def linear_heads(pool: Pool, w: Matrix, x: np.ndarray, out: np.ndarray | None = 
     tokens = x.shape[0]
     check_rows("x", x, (tokens, w.count, w.columns))
     out = result(out, (tokens, w.count, w.rows))
-    _multiply(pool, w, x, x.strides[0], x.strides[1], out)
+    _multiply(pool, (w,), x, x.strides[1], out)
     return out

@@ -2,16 +2,19 @@
 
 import numpy as np
 
-from .atomic import fetch_add, load_i64
-from .embedding import dequantize_row
-from .jit import device, job
+from . import matrix as descriptor
+from .atomic import fetch_add, load_i64, store_i64
+from .control import CHUNK, dispatch
+from .embedding import thread_space
+from .jit import device, entry, job
+from .machine import LANES
 from .matmul import check_rows, result
-from .matrix import COLUMNS, COUNT, MATRIX_STRIDE, ROW_STRIDE, ROWS, WEIGHTS, Matrix, address
-from .pool import CHUNK, Pool
-from .product import panel_bytes
+from .matrix import Matrix, address
+from .pool import Pool
+from .rows import HEAD_BYTES, dequantize_group, group_bytes
 from .simd import fma, load_f32, load_f32x8, splat_f32x8, store
 
-TOKENS_PER_UNIT = 16  # columns that share a dequantized row; 16 results of 512 values fill half an L1
+TOKENS_PER_UNIT = 16  # columns that share a dequantized group; 16 results of 512 values fill half an L1
 
 
 @device
@@ -33,26 +36,35 @@ def _add(factor, row, columns, target):
 
 @job
 def _transposed_job(arguments, thread, threads):
-    """(counter, matrix, tokens, x, its token stride, its head stride, out, panels, bytes of a panel)"""
-    counter, matrix, tokens = load_i64(arguments), load_i64(arguments + 8), load_i64(arguments + 16)
+    """(control, matrix, tokens, x, its token stride, its head stride, out, works, bytes of a thread's work)"""
+    control, matrix, tokens = load_i64(arguments), load_i64(arguments + 8), load_i64(arguments + 16)
     x, token_stride, head_stride = load_i64(arguments + 24), load_i64(arguments + 32), load_i64(arguments + 40)
-    out, size = load_i64(arguments + 48), load_i64(arguments + 64)
-    panel = load_i64(arguments + 56) + thread * 2 * size
-    rows, columns, heads = load_i64(matrix + ROWS), load_i64(matrix + COLUMNS), load_i64(matrix + COUNT)
+    out, work = load_i64(arguments + 48), load_i64(arguments + 56) + thread * load_i64(arguments + 64)
+    rows, columns = load_i64(matrix + descriptor.ROWS), load_i64(matrix + descriptor.COLUMNS)
+    heads = load_i64(matrix + descriptor.COUNT)
+    values = work + HEAD_BYTES + group_bytes(matrix)
     chunks = -(-tokens // TOKENS_PER_UNIT)
-    unit = fetch_add(counter, 1)
+    unit = fetch_add(control + CHUNK, 1)
     while unit < heads * chunks:
         head, first = unit // chunks, unit % chunks * TOKENS_PER_UNIT
         last = min(tokens, first + TOKENS_PER_UNIT)
         for token in range(first, last):
             _zero(out + (token * heads + head) * columns * 4, columns)
-        weights = load_i64(matrix + WEIGHTS) + head * load_i64(matrix + MATRIX_STRIDE)
-        for row in range(rows):
-            dequantize_row(matrix, weights + row * load_i64(matrix + ROW_STRIDE), panel, panel + size)
-            for token in range(first, last):
-                factor = load_f32(x + token * token_stride + head * head_stride + 4 * row)
-                _add(factor, panel + size, columns, out + (token * heads + head) * columns * 4)
-        unit = fetch_add(counter, 1)
+        for group in range(-(-rows // LANES)):
+            dequantize_group(matrix, head, group, values, work)
+            for r in range(min(LANES, rows - LANES * group)):
+                for token in range(first, last):
+                    at = x + token * token_stride + head * head_stride + 4 * (LANES * group + r)
+                    target = out + (token * heads + head) * columns * 4
+                    _add(load_f32(at), values + 4 * r * columns, columns, target)
+        unit = fetch_add(control + CHUNK, 1)
+
+
+@entry
+def _transposed(control, arguments):
+    """(job, arguments of the job)"""
+    store_i64(arguments + 8, control)
+    dispatch(control, load_i64(arguments), arguments + 8)
 
 
 def linear_heads_transposed(pool: Pool, w: Matrix, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -60,8 +72,8 @@ def linear_heads_transposed(pool: Pool, w: Matrix, x: np.ndarray, out: np.ndarra
     tokens = x.shape[0]
     check_rows("x", x, (tokens, w.count, w.rows))
     out = result(out, (tokens, w.count, w.columns))
-    size = panel_bytes(w.columns)
-    panels = pool.scratch(2 * size * pool.threads)
-    arguments = [pool.control + CHUNK, w.address, tokens, address(x), *x.strides[:2], address(out), panels, size]
-    pool.run(_transposed_job.address, np.array(arguments, np.int64))
+    share = thread_space(w)
+    work = pool.scratch(share * pool.threads)
+    places = tokens, address(x), *x.strides[:2], address(out), work, share
+    pool.call(_transposed.address, np.array([_transposed_job.address, 0, w.address, *places], np.int64), w, x, out)
     return out

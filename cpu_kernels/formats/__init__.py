@@ -1,11 +1,8 @@
-"""One file per weight format of GGUF, the same names in each.
+"""One file per weight format of GGUF, the same names in each: the format's description and its two kernels.
 
-VALUES, BYTES   a block's size in values and in bytes
-dot             some rows times one column, on the untouched bytes
-unpack          one row as a panel row (see panel.py)
-FLOAT           the format multiplies f32 activations; else 8-bit ones
-MINIMUM         value = scale x code - minimum, else scale x code
+multiply     16-row groups times 1, 2, 4 or 8 columns of activations, on the x16 layout
+dequantize   one 16-row group as float32 rows
 
-Shared conventions: codes are signed bytes, scales and minima f32 for each 16 values, computed in the order in which the
-format's definition rounds them, so that scale x code - minimum is the exact dequantized value.
+A quantized format is a tile.Format: value = scale x code - minimum, with scales and minima computed in the order in
+which the format's definition rounds them, so that `dequantize` is exact. F32, F16 and BF16 are a floats.FloatFormat.
 """

@@ -1,32 +1,30 @@
-"""BF16: the upper half of an f32, any row length."""
+"""BF16: the upper half of a float32, any row length."""
 
-import numpy as np
-
-from ..jit import dot_kernel, unpack_kernel
-from ..simd import fma, load_bf16, load_bf16x8, load_f32, load_f32x8, reduce_add, splat_f32x8, store
-
-VALUES, BYTES = 1, 2
-FLOAT, MINIMUM = True, False
+from ..floats import FloatFormat, float_dequantizer, float_multiplier
+from ..jit import dequantize_kernel, multiply_kernel
+from ..lanes import I16
+from ..machine import LANES
 
 
-@dot_kernel
-def dot(weights, stride, rows, columns, x, y):
-    zero = splat_f32x8(np.float32(0.0))
-    for row in range(rows):
-        w = weights + row * stride
-        even = odd = zero
-        for i in range(0, columns - 15, 16):
-            even = fma(load_bf16x8(w + 2 * i), load_f32x8(x + 4 * i), even)
-            odd = fma(load_bf16x8(w + 2 * (i + 8)), load_f32x8(x + 4 * (i + 8)), odd)
-        total = reduce_add(even + odd)
-        for i in range(columns // 16 * 16, columns):
-            total += load_bf16(w + 2 * i) * load_f32(x + 4 * i)
-        store(y + 4 * row, total)
+class BF16(FloatFormat):
+    BYTES, HALF = 2, 0
+
+    @staticmethod
+    def load(at):
+        return at.load(I16, LANES).real_from_bf16()
 
 
-@unpack_kernel
-def unpack(row, columns, panel):
-    for i in range(0, columns - 7, 8):
-        store(panel + 4 * i, load_bf16x8(row + 2 * i))
-    for i in range(columns // 8 * 8, columns):
-        store(panel + 4 * i, load_bf16(row + 2 * i))
+FORMAT = BF16
+
+
+_multiply, _dequantize = float_multiplier(BF16), float_dequantizer(BF16)
+
+
+@multiply_kernel
+def multiply(weights, groups, blocks, columns, x_list, y_list, y_offset):
+    _multiply(weights, groups, blocks, columns, x_list, y_list, y_offset)
+
+
+@dequantize_kernel
+def dequantize(weights, blocks, target, stride):
+    _dequantize(weights, blocks, target, stride)

@@ -1,37 +1,44 @@
 """Q2_K: 256 values as 16 bytes of scale (low nibble) and minimum (high) | 64 bytes of 2-bit codes | d f16 | dmin f16.
 
-Code bytes 32h .. of half h hold group g in bits 2g, 2g + 1. A scale serves 16 values.
+Code bytes 32h .. of half h hold group g of 32 values in bits 2g, 2g + 1. A scale serves 16 values.
 """
 
-from ..jit import device, dot_kernel, unpack_kernel
-from ..simd import f32_from_i32, i32_from_u8, load_f16, load_i8x8, load_i8x32
-from .block256 import dot_rows, unpack_minima, unpack_row
-
-VALUES, BYTES = 256, 84
-FLOAT, MINIMUM = False, True
+from ..jit import dequantize_kernel, multiply_kernel
+from ..lanes import I16
+from ..tile import Format, byte, dequantizer, multiplier
 
 
-@device
-def codes(block, half, group):
-    return load_i8x32(block + 16 + 32 * half) >> (2 * group) & 3
+class Q2_K(Format):
+    VALUES, BYTES, BITS, SCALES = 256, 84, 2, 2
+
+    def decode(self):
+        self.d = self.word(20).narrow(I16).real_from_f16()
+        self.dmin = (self.word(20) >> 16).narrow(I16).real_from_f16()
+        self.nibbles = [self.word(i) for i in range(4)]
+
+    def codes(self, block, word):
+        return (self.word_bytes(4 + 8 * (block // 4) + word) >> (2 * (block % 4))) & 3
+
+    def scales(self, block):
+        pair = self.nibbles[block // 2] & 0x0F0F0F0F
+        return [byte(pair, 2 * (block % 2) + i) * self.d for i in range(2)]
+
+    def minima(self, block):
+        pair = (self.nibbles[block // 2] >> 4) & 0x0F0F0F0F
+        return [byte(pair, 2 * (block % 2) + i) * self.dmin for i in range(2)]
 
 
-@device
-def scales(block, half):
-    return f32_from_i32(i32_from_u8(load_i8x8(block + 8 * half) & 15)) * load_f16(block + 80)
+FORMAT = Q2_K
 
 
-@device
-def minima(block, half):
-    return f32_from_i32(i32_from_u8(load_i8x8(block + 8 * half) >> 4)) * load_f16(block + 82)
+_multiply, _dequantize = multiplier(Q2_K), dequantizer(Q2_K)
 
 
-@dot_kernel
-def dot(weights, stride, rows, columns, x, y):
-    dot_rows(codes, scales, minima, BYTES, weights, stride, rows, columns, x, y)
+@multiply_kernel
+def multiply(weights, groups, blocks, columns, x_list, y_list, y_offset):
+    _multiply(weights, groups, blocks, columns, x_list, y_list, y_offset)
 
 
-@unpack_kernel
-def unpack(block, columns, panel):
-    unpack_row(codes, 0, scales, BYTES, block, columns, panel)
-    unpack_minima(minima, BYTES, block, columns, panel)
+@dequantize_kernel
+def dequantize(weights, blocks, target, stride):
+    _dequantize(weights, blocks, target, stride)

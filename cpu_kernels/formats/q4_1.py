@@ -1,31 +1,35 @@
 """Q4_1: 32 values as d f16 | m f16 | low nibbles (codes 0..15), high nibbles (16..31); value = d x code + m."""
 
-import numpy as np
-
-from ..jit import device, dot_kernel, unpack_kernel
-from ..simd import join_i8x16, load_f16, load_i8x16
-from .block32 import dot_rows, unpack_row
-
-VALUES, BYTES = 32, 20
-FLOAT, MINIMUM = False, True
+from ..jit import dequantize_kernel, multiply_kernel
+from ..lanes import I16
+from ..tile import Format, dequantizer, multiplier
 
 
-@device
-def codes(block):
-    nibbles = load_i8x16(block + 4)
-    return join_i8x16(nibbles & 15, nibbles >> 4)
+class Q4_1(Format):
+    VALUES, BYTES, BITS = 32, 20, 4
+
+    def codes(self, block, word):
+        nibbles = self.word_bytes(1 + word % 4)
+        return (nibbles if word < 4 else nibbles >> 4) & 15
+
+    def scales(self, block):
+        return [self.word(0).narrow(I16).real_from_f16()]
+
+    def minima(self, block):
+        return [(self.word(0) >> 16).narrow(I16).real_from_f16() * -1.0]
 
 
-@device
-def scale_and_minimum(block):
-    return load_f16(block), load_f16(block + 2) * np.float32(-1.0)
+FORMAT = Q4_1
 
 
-@dot_kernel
-def dot(weights, stride, rows, columns, x, y):
-    dot_rows(codes, scale_and_minimum, MINIMUM, BYTES, weights, stride, rows, columns, x, y)
+_multiply, _dequantize = multiplier(Q4_1), dequantizer(Q4_1)
 
 
-@unpack_kernel
-def unpack(block, columns, panel):
-    unpack_row(codes, scale_and_minimum, MINIMUM, BYTES, block, columns, panel)
+@multiply_kernel
+def multiply(weights, groups, blocks, columns, x_list, y_list, y_offset):
+    _multiply(weights, groups, blocks, columns, x_list, y_list, y_offset)
+
+
+@dequantize_kernel
+def dequantize(weights, blocks, target, stride):
+    _dequantize(weights, blocks, target, stride)

@@ -3,41 +3,44 @@
 Nibble bytes 32p .. hold groups 2p (low) and 2p + 1 (high) of 32 values. value = (d x scale) x code - dmin x minimum.
 """
 
-from ..jit import device, dot_kernel, unpack_kernel
-from ..simd import double_high, double_low, f32_from_i32, i8x8_from_i64, i32_from_u8, load_f16, load_i8x32, load_u32
-from .block256 import dot_rows, unpack_minima, unpack_row
-
-VALUES, BYTES = 256, 144
-FLOAT, MINIMUM = False, True
+from ..jit import dequantize_kernel, multiply_kernel
+from ..lanes import I16
+from ..tile import Format, byte, dequantizer, multiplier
 
 
-@device
-def codes(block, half, group):
-    return load_i8x32(block + 16 + 64 * half + 32 * (group // 2)) >> (4 * (group % 2)) & 15
+class Q4_K(Format):
+    VALUES, BYTES, BITS = 256, 144, 4
+    NIBBLES = 4  # the first word of nibbles
+
+    def decode(self):
+        self.d = self.word(0).narrow(I16).real_from_f16()
+        self.dmin = (self.word(0) >> 16).narrow(I16).real_from_f16()
+        low, minimum, high = (self.word(i) for i in (1, 2, 3))
+        # Four bytes a lane, one for each group of 32: groups 0..3, then 4..7.
+        self.scale = [low & 0x3F3F3F3F, (high & 0x0F0F0F0F) | ((low >> 2) & 0x30303030)]
+        self.minimum = [minimum & 0x3F3F3F3F, ((high >> 4) & 0x0F0F0F0F) | ((minimum >> 2) & 0x30303030)]
+
+    def codes(self, block, word):
+        return (self.word_bytes(self.NIBBLES + 8 * (block // 2) + word) >> (4 * (block % 2))) & 15
+
+    def scales(self, block):
+        return [byte(self.scale[block // 4], block % 4) * self.d]
+
+    def minima(self, block):
+        return [byte(self.minimum[block // 4], block % 4) * self.dmin]
 
 
-@device
-def scales(block, half):
-    low, high = load_u32(block + 4), load_u32(block + 12)
-    bits = (low & 0x3F3F3F3F) | (((high & 0x0F0F0F0F) | (low >> 2 & 0x30303030)) << 32)
-    values = f32_from_i32(i32_from_u8(i8x8_from_i64(bits))) * load_f16(block)
-    return double_high(values) if half else double_low(values)
+FORMAT = Q4_K
 
 
-@device
-def minima(block, half):
-    low, high = load_u32(block + 8), load_u32(block + 12)
-    bits = (low & 0x3F3F3F3F) | (((high >> 4 & 0x0F0F0F0F) | (low >> 2 & 0x30303030)) << 32)
-    values = f32_from_i32(i32_from_u8(i8x8_from_i64(bits))) * load_f16(block + 2)
-    return double_high(values) if half else double_low(values)
+_multiply, _dequantize = multiplier(Q4_K), dequantizer(Q4_K)
 
 
-@dot_kernel
-def dot(weights, stride, rows, columns, x, y):
-    dot_rows(codes, scales, minima, BYTES, weights, stride, rows, columns, x, y)
+@multiply_kernel
+def multiply(weights, groups, blocks, columns, x_list, y_list, y_offset):
+    _multiply(weights, groups, blocks, columns, x_list, y_list, y_offset)
 
 
-@unpack_kernel
-def unpack(block, columns, panel):
-    unpack_row(codes, 0, scales, BYTES, block, columns, panel)
-    unpack_minima(minima, BYTES, block, columns, panel)
+@dequantize_kernel
+def dequantize(weights, blocks, target, stride):
+    _dequantize(weights, blocks, target, stride)

@@ -1,33 +1,32 @@
 """Q5_0: 32 values as d f16 | the codes' fifth bits, 32 | low nibbles (0..15), high nibbles (16..31); code - 16."""
 
-import numpy as np
-
-from ..jit import device, dot_kernel, unpack_kernel
-from ..simd import join_i8x16, load_f16, load_i8x16, load_u32, mask_from_bits
-from .block32 import dot_rows, unpack_row
-
-VALUES, BYTES = 32, 22
-FLOAT, MINIMUM = False, False
+from ..jit import dequantize_kernel, multiply_kernel
+from ..tile import Format, dequantizer, flags, multiplier
 
 
-@device
-def codes(block):
-    nibbles = load_i8x16(block + 6)
-    # With its fifth bit a code stays as it is (+16 - 16), without it loses 16: the upper bits become 0xF.
-    below = mask_from_bits(load_u32(block + 2)) ^ -1
-    return join_i8x16(nibbles & 15, nibbles >> 4) | (below & 0xF0)
+class Q5_0(Format):
+    VALUES, BYTES, HALF, BITS = 32, 22, 0, 5
+    OFFSET = 16
+
+    def codes(self, block, word):
+        nibbles = self.word_bytes(1 + word % 4)
+        return ((nibbles if word < 4 else nibbles >> 4) & 15) | flags(self.word_bytes(0), word, 16)
+
+    def scales(self, block):
+        return [self.half().real_from_f16()]
 
 
-@device
-def scale_and_minimum(block):
-    return load_f16(block), np.float32(0.0)
+FORMAT = Q5_0
 
 
-@dot_kernel
-def dot(weights, stride, rows, columns, x, y):
-    dot_rows(codes, scale_and_minimum, MINIMUM, BYTES, weights, stride, rows, columns, x, y)
+_multiply, _dequantize = multiplier(Q5_0), dequantizer(Q5_0)
 
 
-@unpack_kernel
-def unpack(block, columns, panel):
-    unpack_row(codes, scale_and_minimum, MINIMUM, BYTES, block, columns, panel)
+@multiply_kernel
+def multiply(weights, groups, blocks, columns, x_list, y_list, y_offset):
+    _multiply(weights, groups, blocks, columns, x_list, y_list, y_offset)
+
+
+@dequantize_kernel
+def dequantize(weights, blocks, target, stride):
+    _dequantize(weights, blocks, target, stride)

@@ -1,27 +1,30 @@
-"""Q5_K: as Q4_K with 32 bytes of fifth bits before the nibbles: bit 4h + g of them belongs to group g of half h."""
+"""Q5_K: as Q4_K with 32 bytes of fifth bits before the nibbles: bit b of them belongs to group b of 32 values."""
 
-from ..jit import device, dot_kernel, unpack_kernel
-from ..simd import load_i8x32
-from .block256 import dot_rows, unpack_minima, unpack_row
-from .q4_k import minima, scales
-
-VALUES, BYTES = 256, 176
-FLOAT, MINIMUM = False, True
+from ..jit import dequantize_kernel, multiply_kernel
+from ..tile import dequantizer, multiplier
+from .q4_k import Q4_K
 
 
-@device
-def codes(block, half, group):
-    low = load_i8x32(block + 48 + 64 * half + 32 * (group // 2)) >> (4 * (group % 2)) & 15
-    fifth = load_i8x32(block + 16) >> (4 * half + group) & 1
-    return low | (fifth << 4)
+class Q5_K(Q4_K):
+    BYTES, BITS = 176, 5
+    NIBBLES = 12
+
+    def codes(self, block, word):
+        fifth = (self.word_bytes(4 + word) >> block) & 1
+        return super().codes(block, word) | (fifth << 4)
 
 
-@dot_kernel
-def dot(weights, stride, rows, columns, x, y):
-    dot_rows(codes, scales, minima, BYTES, weights, stride, rows, columns, x, y)
+FORMAT = Q5_K
 
 
-@unpack_kernel
-def unpack(block, columns, panel):
-    unpack_row(codes, 0, scales, BYTES, block, columns, panel)
-    unpack_minima(minima, BYTES, block, columns, panel)
+_multiply, _dequantize = multiplier(Q5_K), dequantizer(Q5_K)
+
+
+@multiply_kernel
+def multiply(weights, groups, blocks, columns, x_list, y_list, y_offset):
+    _multiply(weights, groups, blocks, columns, x_list, y_list, y_offset)
+
+
+@dequantize_kernel
+def dequantize(weights, blocks, target, stride):
+    _dequantize(weights, blocks, target, stride)

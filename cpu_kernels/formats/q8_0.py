@@ -1,30 +1,30 @@
 """Q8_0: 32 values as d f16 | 32 codes int8."""
 
-import numpy as np
-
-from ..jit import device, dot_kernel, unpack_kernel
-from ..simd import load_f16, load_i8x32
-from .block32 import dot_rows, unpack_row
-
-VALUES, BYTES = 32, 34
-FLOAT, MINIMUM = False, False
+from ..jit import dequantize_kernel, multiply_kernel
+from ..tile import Format, dequantizer, multiplier
 
 
-@device
-def codes(block):
-    return load_i8x32(block + 2)
+class Q8_0(Format):
+    VALUES, BYTES, HALF, BITS, SIGNED = 32, 34, 0, 8, True
+
+    def codes(self, block, word):
+        return self.word_bytes(word)
+
+    def scales(self, block):
+        return [self.half().real_from_f16()]
 
 
-@device
-def scale_and_minimum(block):
-    return load_f16(block), np.float32(0.0)
+FORMAT = Q8_0
 
 
-@dot_kernel
-def dot(weights, stride, rows, columns, x, y):
-    dot_rows(codes, scale_and_minimum, MINIMUM, BYTES, weights, stride, rows, columns, x, y)
+_multiply, _dequantize = multiplier(Q8_0), dequantizer(Q8_0)
 
 
-@unpack_kernel
-def unpack(block, columns, panel):
-    unpack_row(codes, scale_and_minimum, MINIMUM, BYTES, block, columns, panel)
+@multiply_kernel
+def multiply(weights, groups, blocks, columns, x_list, y_list, y_offset):
+    _multiply(weights, groups, blocks, columns, x_list, y_list, y_offset)
+
+
+@dequantize_kernel
+def dequantize(weights, blocks, target, stride):
+    _dequantize(weights, blocks, target, stride)
