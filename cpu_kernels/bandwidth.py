@@ -82,7 +82,7 @@ class Reader:
     """Memory larger than the caches; `read` goes through the next window of it."""
 
     def __init__(self, pool: Pool):
-        self._pool = pool
+        self._pool, self.window = pool, WINDOW_BYTES
         share = max(SHARE_BYTES // pool.threads, LEAST_SHARE_BYTES) // WINDOW_BYTES * WINDOW_BYTES
         self._memory = np.empty(pool.threads * share + _PAGE, np.uint8)
         start = -(-self._memory.ctypes.data // _PAGE) * _PAGE
