@@ -15,17 +15,19 @@ LEAST_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Contender:
-    """`call` is timed; `prepare` before each call and `rest` after the turn are not."""
+    """`call` is timed; `wake` before the turn (without it: calls), `prepare` before a call, `rest` after it are not."""
 
     call: Callable[[], object]
+    wake: Callable[[], object] | None = None
     prepare: Callable[[], object] = lambda: None
     rest: Callable[[], object] = lambda: None
 
     def turn(self) -> float:
         """Seconds of a call, the median of a few."""
         end = perf_counter() + WAKING
-        while self.seconds() and perf_counter() < end:
-            pass
+        (self.wake or self.seconds)()
+        while perf_counter() < end:
+            (self.wake or self.seconds)()
         times, end = [self.seconds()], perf_counter() + TURN
         while perf_counter() < end:
             times.append(self.seconds())
