@@ -59,10 +59,11 @@ def filled_layer(depth: int, kv: str) -> tuple[np.ndarray, np.ndarray]:
 def decode(pool: Pool, heads: int, depth: int, kv: str) -> tuple[Callable[[], object], int]:
     """One token at `depth`: the call, and its floating point operations."""
     layer, table = filled_layer(depth, kv)
-    q = np.random.default_rng(1).standard_normal((1, heads, LATENT + ROPE), dtype=np.float32)
+    rng = np.random.default_rng(1)
+    q, q_rope = (rng.standard_normal((1, heads, part), dtype=np.float32) for part in (LATENT, ROPE))
     sequence, positions = np.zeros(1, np.int32), np.array([depth - 1], np.int32)
     flops = 2 * depth * heads * (2 * LATENT + ROPE)
-    return lambda: mla_absorbed(pool, q, layer, table, sequence, positions, 0.07, LATENT), flops
+    return lambda: mla_absorbed(pool, q, q_rope, layer, table, sequence, positions, 0.07), flops
 
 
 def prefill(pool: Pool, heads: int, depth: int, kv: str) -> tuple[Callable[[], object], int]:

@@ -1,8 +1,13 @@
-"""GB/s and GFLOP/s of every weight format, and of one MoE layer of lite, under the measured read bandwidth.
+"""Every weight format times 1 to 512 columns, ours beside ggml's kernels, under the measured read bandwidth.
 
-python -m benchmarks.kernels [--types Q4_K,Q6_K] [--columns 1,4,16,64] [--threads 1,2] [--rows 256] [--seconds 0.3]
+    python -m benchmarks.kernels [--types Q4_K,Q6_K] [--columns 1,4,16,64,512] [--threads 2] [--seconds 1] [--json]
 
-Best of many runs, because the machine is shared. One JSON document comes last, on stdout; the table goes to stderr.
+Rows of DeepSeek-V3's width (7168). "memory": matrices of 256 MiB together, taken in turn, so that each is read from
+memory; "cache": one small matrix again and again. ggml runs with its weights as they are and, where it can, rearranged;
+the better one counts. The contenders and the read bandwidth take turns within each case, figures are medians, and
+"ratio" is ggml's time over ours: the ratio of medians, and the median of the rounds' ratios.
+
+The table goes to stderr, one JSON document comes last, on stdout.
 """
 
 import argparse
@@ -10,123 +15,142 @@ import json
 import sys
 from collections.abc import Callable
 from itertools import cycle
-from time import perf_counter
+from statistics import median
 
 import numpy as np
 
-from cpu_kernels import SUPPORTED, Matrix, Pool, linear, routed_experts
-from cpu_kernels.atomic import load_i64
-from cpu_kernels.jit import job
-from cpu_kernels.simd import load_f32x8, reduce_add, splat_f32x8, store
+from benchmarks.ggml import Ggml, Product, aligned
+from benchmarks.setting import setting
+from benchmarks.turns import Contender, compare, take_turns
+from cpu_kernels import SUPPORTED, Matrix, Pool, linear
+from cpu_kernels.bandwidth import Reader
+from cpu_kernels.topology import default_threads
 from tests.random_weights import random_weights
 
-ROW = 7168  # V3's hidden size
-LITE = {"experts": 64, "used": 6, "hidden": 1408, "columns": 2048, "types": ("Q4_K", "Q4_K", "Q5_0")}
-READ_BYTES, WINDOW_BYTES = 512 << 20, 32 << 20
+ROW = 7168  # values
+ROTATED_BYTES = 256 << 20
+ROWS = {"memory": 4096, "cache": 1024}
+FROM_MEMORY = 16  # columns at most: with more, the bytes no longer matter
 
 
-@job
-def _read(arguments, thread, threads):
-    """Add up all of this thread's share of memory: four vectors at a time, in four chains."""
-    start, size = load_i64(arguments), load_i64(arguments + 8)
-    a = b = c = d = splat_f32x8(np.float32(0.0))
-    for at in range(start + size * thread // threads, start + size * (thread + 1) // threads, 128):
-        a, b = a + load_f32x8(at), b + load_f32x8(at + 32)
-        c, d = c + load_f32x8(at + 64), d + load_f32x8(at + 96)
-    store(arguments + 16 + 8 * thread, reduce_add((a + b) + (c + d)))
+def copies(type: str, place: str) -> list[np.ndarray]:
+    """uint8 [rows, row bytes], as many as the place needs; the same values, each in memory of its own."""
+    first = random_weights(type, (ROWS[place], ROW), np.random.default_rng(0))
+    count = -(-ROTATED_BYTES // first.nbytes) if place == "memory" else 1
+    made = []
+    for _ in range(count):
+        made.append(aligned(first.nbytes).reshape(first.shape))
+        made[-1][:] = first
+    return made
 
 
-def best_seconds(call: Callable[[], object], seconds: float) -> float:
-    """The quickest of at least 3 runs, for so long."""
-    call()
-    best, runs, end = float("inf"), 0, perf_counter() + seconds
-    while runs < 3 or perf_counter() < end:
-        start = perf_counter()
-        call()
-        best, runs = min(best, perf_counter() - start), runs + 1
-    return best
+def ours(pool: Pool, matrices: list[Matrix], x: np.ndarray) -> tuple[Contender, np.ndarray]:
+    out, queue = np.empty((len(x), matrices[0].rows), np.float32), cycle(matrices)
+    return Contender(lambda: linear(pool, next(queue), x, out)), out
 
 
-def read_bandwidth(pool: Pool, seconds: float) -> float:
-    """Of windows of 32 MiB out of 512: short enough for a quiet moment, and never still in a cache."""
-    memory = np.ones(READ_BYTES, np.uint8)
-    arguments = np.zeros(2 + pool.threads, np.int64)
-    windows = cycle(range(memory.ctypes.data, memory.ctypes.data + READ_BYTES, WINDOW_BYTES))
-
-    def call() -> None:
-        arguments[:2] = next(windows), WINDOW_BYTES
-        pool.run(_read.address, arguments)
-
-    return WINDOW_BYTES / best_seconds(call, seconds)
+def theirs(ggml: Ggml, products: list[Product], x: np.ndarray) -> Contender:
+    for product in products:
+        product.set(x)
+    queue = cycle(products)
+    return Contender(lambda: next(queue).compute(), rest=ggml.rest)
 
 
-def products(pool: Pool, type: str, rows: int, columns: list[int], seconds: float) -> list[dict]:
-    rng = np.random.default_rng(0)
-    matrix = Matrix(random_weights(type, (rows, ROW), rng), type, ROW)
-    results = []
-    for count in columns:
-        x, out = rng.standard_normal((count, ROW), np.float32), np.empty((count, rows), np.float32)
-        best = best_seconds(lambda x=x, out=out: linear(pool, matrix, x, out), seconds)
-        rates = {"bytes_per_second": matrix.data.nbytes / best, "flops_per_second": 2 * rows * ROW * count / best}
-        results.append({"type": type, "threads": pool.threads, "columns": count, **rates})
-    return results
+class Case:
+    """One format at one place: all contenders' weights, for any number of columns."""
+
+    def __init__(self, pool: Pool, ggml: Ggml, type: str, place: str):
+        self.pool, self.ggml, self.type, self.place = pool, ggml, type, place
+        data = copies(type, place)
+        self.rows, self.nbytes = data[0].shape[0], data[0].nbytes
+        self.matrices = [Matrix(part, type, ROW) for part in data]
+        self.products = {"ggml plain": self.ggml_products(data, False)}
+        if rearranged := self.ggml_products(data, True):
+            self.products["ggml rearranged"] = rearranged
+
+    def ggml_products(self, data: list[np.ndarray], repack: bool) -> list[Product]:
+        made = [self.ggml.product(self.type, part, ROW, repack=repack) for part in data]
+        return [product for product in made if product is not None]
+
+    def measure(self, columns: int, reader: Reader, seconds: float) -> dict[str, object]:
+        x = np.random.default_rng(1).standard_normal((columns, ROW), np.float32)
+        mine, out = ours(self.pool, self.matrices, x)
+        contenders = {"hetero": mine}
+        contenders |= {name: theirs(self.ggml, products, x) for name, products in self.products.items()}
+        contenders["read"] = Contender(reader.read)
+        times = take_turns(contenders, seconds)
+        read = self.pool.threads * reader.window / median(times.pop("read"))
+        medians = {name: median(series) for name, series in times.items()}
+        y = self.products["ggml plain"][0].run(x)
+        self.ggml.rest()
+        speed = self.nbytes / medians["hetero"]
+        return {
+            "type": self.type,
+            "place": self.place,
+            "columns": columns,
+            "seconds": medians,
+            "bytes_per_second": speed,
+            "flops_per_second": 2 * self.rows * ROW * columns / medians["hetero"],
+            "read_bytes_per_second": read,
+            "share_of_read": speed / read,
+            "deviation": float(np.linalg.norm(out - y) / np.linalg.norm(y)),
+            **compare(times, "hetero"),
+        }
+
+    def close(self) -> None:
+        for products in self.products.values():
+            for product in products:
+                product.close()
 
 
-def expert_layer() -> tuple[list[Matrix], float]:
-    """Gate, up and down of one layer, far larger than any cache; bytes of an expert."""
-    rng = np.random.default_rng(0)
-    shapes = [(LITE["hidden"], LITE["columns"])] * 2 + [(LITE["columns"], LITE["hidden"])]
-    matrices = []
-    for type, (rows, columns) in zip(LITE["types"], shapes, strict=True):
-        one = random_weights(type, (rows, columns), rng)
-        matrices.append(Matrix(np.repeat(one[None], LITE["experts"], axis=0), type, columns))
-    return matrices, sum(matrix.data.nbytes for matrix in matrices) / LITE["experts"]
-
-
-def experts(pool: Pool, tokens: int, layer: tuple[list[Matrix], float], seconds: float) -> dict:
-    (gate, up, down), expert_bytes = layer
-    rng = np.random.default_rng(1)
-    x, weights = rng.standard_normal((tokens, gate.columns), np.float32), np.ones((tokens, LITE["used"]), np.float32)
-
-    def call() -> None:  # other experts in each run: from memory, not from the cache
-        ids = rng.random((tokens, gate.count)).argsort(axis=1)[:, : LITE["used"]].astype(np.int32)
-        routed_experts(pool, gate, up, down, x, np.ascontiguousarray(ids), weights)
-
-    best = best_seconds(call, seconds)
-    touched = min(gate.count, tokens * LITE["used"])
-    flops = 6 * tokens * LITE["used"] * gate.rows * gate.columns
-    rates = {"bytes_per_second": touched * expert_bytes / best, "flops_per_second": flops / best}
-    return {"type": "lite MoE layer", "threads": pool.threads, "columns": tokens, **rates}
+def line(row: dict) -> str:
+    best = row["seconds"][row["best_other"]]
+    scale = row["seconds"]["hetero"] / best
+    return (
+        f"{row['type']:>8} x {row['columns']:<4}{row['place']:>7}"
+        f"{row['bytes_per_second'] / 1e9:8.1f} GB/s{row['flops_per_second'] / 1e9:8.1f} GFLOP/s"
+        f"  of read {row['share_of_read']:5.0%}   {row['best_other']:<16}"
+        f"{row['bytes_per_second'] * scale / 1e9:8.1f}{row['flops_per_second'] * scale / 1e9:8.1f}"
+        f"   ratio {row['ratio_of_medians']:5.2f} {row['median_of_ratios']:5.2f}   deviation {row['deviation']:.1e}"
+    )
 
 
 def integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def measure_all(options: argparse.Namespace, show: Callable[[str], None]) -> dict[str, object]:
+    results = []
+    with Pool(options.threads) as pool, Ggml(options.threads) as ggml:
+        reader = Reader(pool)
+        read = median(reader.read() for _ in range(50))
+        show(f"{options.threads} threads, read bandwidth {read / 1e9:.1f} GB/s")
+        for type in options.types:
+            for place in options.places:
+                columns = [n for n in options.columns if place == "cache" or n <= FROM_MEMORY]
+                case = Case(pool, ggml, type, place)
+                for n in columns:
+                    results.append(case.measure(n, reader, options.seconds))
+                    show(line(results[-1]))
+                case.close()
+    return {"threads": options.threads, "read_bytes_per_second": read, "results": results, **setting()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--types", type=lambda text: text.split(","), default=sorted(SUPPORTED))
-    parser.add_argument("--columns", type=integers, default=[1, 4, 16, 64])
-    parser.add_argument("--threads", type=integers, default=[1])
-    parser.add_argument("--rows", type=int, default=256, help="256 rows of V3's width stay in the cache; 65536 do not")
-    parser.add_argument("--seconds", type=float, default=0.3)
+    parser.add_argument("--types", type=names, default=sorted(SUPPORTED))
+    parser.add_argument("--columns", type=integers, default=[1, 4, 16, 64, 512])
+    parser.add_argument("--places", type=names, default=list(ROWS), help="memory, cache")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each case")
+    parser.add_argument("--json", action="store_true", help="the document alone, without the table")
     options = parser.parse_args()
-    results, layer = [], expert_layer()
-    for threads in options.threads:
-        with Pool(threads) as pool:
-            bandwidth = read_bandwidth(pool, options.seconds)
-            print(f"{threads} threads: read bandwidth {bandwidth / 1e9:.1f} GB/s", file=sys.stderr)
-            rows = [
-                r
-                for type in options.types
-                for r in products(pool, type, options.rows, options.columns, options.seconds)
-            ]
-            rows += [experts(pool, tokens, layer, options.seconds) for tokens in (1, 64)]
-        for row in rows:
-            speeds = f"{row['bytes_per_second'] / 1e9:7.1f} GB/s {row['flops_per_second'] / 1e9:7.1f} GFLOP/s"
-            print(f"{row['type']:>14} x {row['columns']:<4}{speeds}", file=sys.stderr)
-        results.append({"threads": threads, "read_bytes_per_second": bandwidth, "results": rows})
-    print(json.dumps(results))
+    show = (lambda text: None) if options.json else (lambda text: print(text, file=sys.stderr, flush=True))
+    print(json.dumps(measure_all(options, show)))
 
 
 if __name__ == "__main__":

@@ -11,21 +11,18 @@ cache, flash attention, the prompt as one batch). Its repacking, on by default, 
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import psutil
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.setting import ROOT, setting
+
 PROMPTS = (64, 512)  # tokens
 GENERATED = 33  # the first ends the prompt's time, 32 are timed
 CONTEXT = 1024
@@ -115,25 +112,6 @@ def summary(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def machine() -> dict[str, object]:
-    with open("/proc/cpuinfo") as info:
-        name = next(
-            (line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.machine()
-        )
-    return {
-        "cpu": name,
-        "cores": psutil.cpu_count(logical=False),
-        "threads": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "system": platform.platform(),
-    }
-
-
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout.strip()
-
-
 def compare(path: Path, threads: int, rounds: int, engines: list[str]) -> dict[str, object]:
     runs: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
     for _ in range(rounds):
@@ -141,7 +119,6 @@ def compare(path: Path, threads: int, rounds: int, engines: list[str]) -> dict[s
             runs[engine].append(run_in_a_process(engine, path, threads))
     results = {engine: summary(figures) for engine, figures in runs.items()}
     ours, theirs = results["hetero"], results["llama.cpp"]
-    packages = ("numpy", "numba", "llvmlite", "llama-cpp-python")
     return {
         "model": path.name,
         "file_bytes": path.stat().st_size,
@@ -150,10 +127,7 @@ def compare(path: Path, threads: int, rounds: int, engines: list[str]) -> dict[s
         "results": results,
         "hetero_over_llama_cpp": {key: round(ours[key]["median"] / theirs[key]["median"], 3) for key in ours},
         "resident_bytes_over_file": ours["peak_resident_bytes"]["most"] - path.stat().st_size,
-        "machine": machine(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "commit": commit(),
-        "date": date.today().isoformat(),
+        **setting(),
     }
 
 

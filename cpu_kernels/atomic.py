@@ -52,6 +52,24 @@ def fetch_add(typing, address, value):
 
 
 @intrinsic
+def exchange(typing, address, value):
+    """Store the int64 at `address`; the value before."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.atomic_rmw("xchg", builder.inttoptr(arguments[0], _POINTER), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def load_i32(typing, address):
+    def codegen(context, builder, signature, arguments):
+        return builder.load(builder.inttoptr(arguments[0], _POINTER), typ=_I32)
+
+    return types.int32(types.int64), codegen
+
+
+@intrinsic
 def load_i64(typing, address):
     def codegen(context, builder, signature, arguments):
         return builder.load(builder.inttoptr(arguments[0], _POINTER), typ=_I64)
@@ -85,11 +103,6 @@ def call_job(typing, function, arguments, thread, threads):
 
 
 @intrinsic
-def call_entry(typing, function, control, arguments):
-    return _caller(2)
-
-
-@intrinsic
 def call_multiply(typing, function, weights, groups, blocks, columns, x_list, y_list, y_offset):
     return _caller(7)
 
@@ -97,6 +110,64 @@ def call_multiply(typing, function, weights, groups, blocks, columns, x_list, y_
 @intrinsic
 def call_dequantize(typing, function, weights, blocks, target, stride):
     return _caller(4)
+
+
+@intrinsic
+def set_jump(typing, buffer):
+    """sigsetjmp without the signal mask: 0, and 1 when `long_jump` comes back to it."""
+
+    def codegen(context, builder, signature, arguments):
+        target = ir.FunctionType(_I32, [_POINTER, _I32])
+        function = cgutils.get_or_insert_function(builder.module, target, "__sigsetjmp")
+        function.attributes.add("returns_twice")
+        return builder.call(function, [builder.inttoptr(arguments[0], _POINTER), _I32(0)])
+
+    return types.int32(types.int64), codegen
+
+
+@intrinsic
+def long_jump(typing, buffer):
+    def codegen(context, builder, signature, arguments):
+        _call(builder, "siglongjmp", ir.VoidType(), builder.inttoptr(arguments[0], _POINTER), _I32(1))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def thread_identity(typing):
+    """pthread_self, which Python calls `threading.get_ident`."""
+    return types.int64(), lambda context, builder, signature, arguments: _call(builder, "pthread_self", _I64)
+
+
+@intrinsic
+def set_action(typing, signal, action):
+    """sigaction with the struct at `action`"""
+
+    def codegen(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[1], _POINTER)
+        return _call(builder, "sigaction", _I32, arguments[0], pointer, _I64(0).inttoptr(_POINTER))
+
+    return types.int32(types.int32, types.int64), codegen
+
+
+@intrinsic
+def raise_signal(typing, signal):
+    return types.int32(types.int32), lambda context, builder, signature, arguments: _call(
+        builder, "raise", _I32, arguments[0]
+    )
+
+
+@intrinsic
+def slots(typing):
+    """Address of the table of faults.py, a symbol of this process."""
+
+    def codegen(context, builder, signature, arguments):
+        name = "cpu_kernels_slots"
+        table = builder.module.globals.get(name) or ir.GlobalVariable(builder.module, ir.IntType(8), name)
+        return builder.ptrtoint(table, _I64)
+
+    return types.int64(), codegen
 
 
 @intrinsic

@@ -36,12 +36,12 @@ def load_page(layer, kind, row_bytes, page, count, width, tile, stride):
 
 
 @fast_kernel
-def load_query(query, width, scale, out):
-    """A scaled copy, padded with zeros to whole vectors."""
-    source, target = carray(f32_at(query), (width,)), carray(f32_at(out), (whole_vectors(width),))
+def load_query(query, width, scale, out, room):
+    """A scaled copy of `width` values, and zeros up to `room`."""
+    source, target = carray(f32_at(query), (width,)), carray(f32_at(out), (room,))
     for i in range(width):
         target[i] = source[i] * scale
-    for i in range(width, target.size):
+    for i in range(width, room):
         target[i] = 0.0
 
 
@@ -74,11 +74,9 @@ def check_context(block_table: np.ndarray, sequence: np.ndarray, positions: np.n
         raise ValueError(f"{verb}: a sequence, a position or a page lies outside the block table or the {pages} pages")
 
 
-def check_layer(layer: np.ndarray, q: np.ndarray, width: int, verb: str) -> None:
-    """`layer` must be a cache of `width` values per token, `q` float32 and contiguous."""
+def check_layer(layer: np.ndarray, width: int, verb: str) -> None:
+    """`layer` must be a cache of `width` values per token."""
     if layer.dtype not in KINDS or layer.ndim != 3 or layer.shape[1] != PAGE or not layer.flags.c_contiguous:
         raise ValueError(f"{verb}: {layer.dtype} {layer.shape} is not a contiguous cache layer [pages, {PAGE}, width]")
     if cache_width(layer) != width:
         raise ValueError(f"{verb}: the cache holds {cache_width(layer)} values per token, {width} expected")
-    if q.ndim != 3 or q.dtype != np.float32 or not q.flags.c_contiguous:
-        raise ValueError(f"{verb}: q must be a contiguous float32 [T, H, values], got {q.dtype} {q.shape}")

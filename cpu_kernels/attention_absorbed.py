@@ -2,56 +2,90 @@
 
 T tokens, H heads, C latent (512) and R rope values. Row t * H + h is head h of token t: 2C + R multiply-adds per cached
 token and row, and one conversion of the page for up to 32 rows. Work is cut into (block of rows, split of the keys),
-and the splits of a row are merged afterwards. Splits depend on the longest context of the call only, so the number of
-threads changes nothing in the result.
+and the splits of a row are merged afterwards. Splits lie at fixed positions, whatever the batch, the context and the
+number of threads: a token's result is the same bit for bit alone and among others.
 """
 
 import numpy as np
 from numba import carray
 
 from .atomic import fetch_add
-from .attention import (
-    KINDS,
-    check_context,
-    check_layer,
-    load_page,
-    load_query,
-)
+from .attention import KINDS, check_context, check_layer, load_page, load_query
 from .cache import PAGE
 from .gemm import multiply_add, multiply_transposed, row_stride, whole_vectors
-from .jit import fast_kernel, job, kernel
+from .jit import entry, fast_kernel, job, kernel
 from .memory import f32_at, i32_at, i64_at
 from .pool import CHUNK, Pool, dispatch
 from .softmax import LOWEST, clear_rows, scalar_exp, softmax_tile
 
 ROW_BLOCK = 32
 SCORE_STRIDE = PAGE + 16
-SPLIT_PAGES, MOST_SPLITS = 4, 64
+# Splits are of one page up to `steady` of them; beyond, they double where the depth doubles: the longest is a
+# 1 / steady of the depth, and their number grows with its logarithm only.
+UNITS = 64  # blocks of one token x `steady`: work for every thread of a large machine at one token
 PARTIAL_BYTES = 32 << 20  # the splits' results of as many tokens as fit are held before they are merged
-MERGE_ROWS = 8
 
-# The jobs' int64 arguments. SCALE holds the bits of a float64.
-(COUNTER, QUERY, POSITIONS, HEADS, WIDTH, LATENT, SCALE, LAYER, KIND, ROW_BYTES, TABLE, TABLE_PAGES, BLOCKS,
- BLOCK_COUNT, SPLITS, SPLIT_KEYS, FIRST_ROW, ROWS, PARTIAL, STATE, SCRATCH, SCRATCH_BYTES, OUT) = range(23)  # fmt: skip
+# The int64 arguments of the entry and its jobs. SCALE holds the bits of a float64; from COUNTER on they are working
+# memory of the entry.
+(ATTEND, MERGE, QUERY, QUERY_ROPE, TOKEN_STRIDE, HEAD_STRIDE, POSITIONS, SEQUENCE, TOKENS, HEADS, LATENT, ROPE, SCALE,
+ LAYER, KIND, ROW_BYTES, TABLE, TABLE_PAGES, STEADY, BLOCKS, PARTIAL, PARTIAL_SIZE, SCRATCH, SCRATCH_BYTES, OUT,
+ COUNTER, STATE, BLOCK_COUNT, SPLITS, FIRST_ROW, ROWS) = range(31)  # fmt: skip
+
+
+@kernel
+def split_start(split, steady):
+    """Position at which a split begins: `steady` splits of a page, then steady / 2 of each further length."""
+    if split < steady:
+        return split * PAGE
+    doublings, within = (split - steady) // (steady // 2), (split - steady) % (steady // 2)
+    return (steady * PAGE << doublings) + within * (2 * PAGE << doublings)
+
+
+@kernel
+def split_count(keys, steady):
+    """How many splits positions 0 .. keys - 1 lie in."""
+    end, length, count = steady * PAGE, 2 * PAGE, steady
+    if keys <= end:
+        return -(-keys // PAGE)
+    while keys > 2 * end:
+        end, length, count = 2 * end, 2 * length, count + steady // 2
+    return count - (end - keys) // length
+
+
+@kernel
+def partial_floats(heads, latent, splits):
+    """Of one token: for every split and head the weighted sum, and the softmax state."""
+    return heads * splits * (whole_vectors(latent) + 2)
+
+
+@kernel
+def _load_queries(a, row, rows, queries, stride):
+    """Scaled rows latent | rope, padded with zeros to whole vectors."""
+    scale = np.float32(np.int64(a[SCALE]).view(np.float64))
+    latent, rope = a[LATENT], a[ROPE]
+    room = whole_vectors(latent + rope) - latent
+    for r in range(rows):
+        token, head = (row + r) // a[HEADS], (row + r) % a[HEADS]
+        at = queries + 4 * r * stride
+        load_query(a[QUERY] + 4 * latent * (row + r), latent, scale, at, latent)
+        load_query(a[QUERY_ROPE] + token * a[TOKEN_STRIDE] + head * a[HEAD_STRIDE], rope, scale, at + 4 * latent, room)
 
 
 @kernel
 def _attend(a, block, split, queries):
     """One block of rows over one split of its sequence's keys."""
     row, rows, sequence, keys = block[0], block[1], block[2], block[3]
-    stride = row_stride(a[WIDTH])
+    width, columns = a[LATENT] + a[ROPE], whole_vectors(a[LATENT])
+    stride = row_stride(width)
     tile = queries + 4 * ROW_BLOCK * stride
     scores = tile + 4 * PAGE * stride
-    width, columns = a[WIDTH], whole_vectors(a[LATENT])
     partial_row = split * a[ROWS] + row - a[FIRST_ROW]
     state, sums = a[STATE] + 8 * partial_row, a[PARTIAL] + 4 * columns * partial_row
-    positions = carray(i32_at(a[POSITIONS]), (row + rows,))
+    positions = carray(i32_at(a[POSITIONS]), (a[TOKENS],))
     pages = carray(i32_at(a[TABLE] + 4 * sequence * a[TABLE_PAGES]), (a[TABLE_PAGES],))
-    scale = np.float32(np.int64(a[SCALE]).view(np.float64))
-    for r in range(rows):
-        load_query(a[QUERY] + 4 * width * (row + r), width, scale, queries + 4 * r * stride)
+    _load_queries(a, row, rows, queries, stride)
     clear_rows(state, sums, columns, rows)
-    for start in range(split * a[SPLIT_KEYS], min(keys, (split + 1) * a[SPLIT_KEYS]), PAGE):
+    for start in range(split_start(split, a[STEADY]), min(keys, split_start(split + 1, a[STEADY])), PAGE):
         count = min(PAGE, keys - start)
         load_page(a[LAYER], a[KIND], a[ROW_BYTES], pages[start // PAGE], count, width, tile, stride)
         multiply_transposed(queries, stride, tile, stride, scores, SCORE_STRIDE, rows, count, width)
@@ -64,13 +98,14 @@ def _attend(a, block, split, queries):
 
 @job
 def _attend_job(arguments, thread, threads):
-    a = carray(i64_at(arguments), (OUT + 1,))
+    """The last splits first: they are the longest."""
+    a = carray(i64_at(arguments), (ROWS + 1,))
     blocks = carray(i64_at(a[BLOCKS]), (a[BLOCK_COUNT], 4))
     scratch = a[SCRATCH] + thread * a[SCRATCH_BYTES]
     unit = fetch_add(a[COUNTER], 1)
     while unit < a[BLOCK_COUNT] * a[SPLITS]:
-        block, split = blocks[unit // a[SPLITS]], unit % a[SPLITS]
-        if split * a[SPLIT_KEYS] < block[3]:
+        block, split = blocks[unit % a[BLOCK_COUNT]], a[SPLITS] - 1 - unit // a[BLOCK_COUNT]
+        if split_start(split, a[STEADY]) < block[3]:
             _attend(a, block, split, scratch)
         unit = fetch_add(a[COUNTER], 1)
 
@@ -79,7 +114,7 @@ def _attend_job(arguments, thread, threads):
 def _merge_row(a, row):
     """The splits of one row, weighted by e^(their highest score - the highest of all), in the order of the keys."""
     columns, splits = whole_vectors(a[LATENT]), a[SPLITS]
-    used = (carray(i32_at(a[POSITIONS]), (row + 1,))[row // a[HEADS]] + a[SPLIT_KEYS]) // a[SPLIT_KEYS]
+    used = split_count(carray(i32_at(a[POSITIONS]), (a[TOKENS],))[row // a[HEADS]] + 1, a[STEADY])
     state = carray(f32_at(a[STATE]), (splits, a[ROWS], 2))
     partial = carray(f32_at(a[PARTIAL]), (splits, a[ROWS], columns))
     out = carray(f32_at(a[OUT] + 4 * row * a[LATENT]), (a[LATENT],))
@@ -88,23 +123,23 @@ def _merge_row(a, row):
     for s in range(used):
         highest = max(highest, state[s, r, 0])
     for s in range(used):
-        total += scalar_exp(state[s, r, 0] - highest) * state[s, r, 1]
+        state[s, r, 0] = scalar_exp(state[s, r, 0] - highest)
+        total += state[s, r, 0] * state[s, r, 1]
     for i in range(out.size):
         out[i] = 0.0
     for s in range(used):
-        weight = scalar_exp(state[s, r, 0] - highest) / total
+        weight = state[s, r, 0] / total
         for i in range(out.size):
             out[i] += weight * partial[s, r, i]
 
 
 @job
 def _merge_job(arguments, thread, threads):
-    a = carray(i64_at(arguments), (OUT + 1,))
-    first = MERGE_ROWS * fetch_add(a[COUNTER], 1)
-    while first < a[ROWS]:
-        for row in range(first, min(first + MERGE_ROWS, a[ROWS])):
-            _merge_row(a, a[FIRST_ROW] + row)
-        first = MERGE_ROWS * fetch_add(a[COUNTER], 1)
+    a = carray(i64_at(arguments), (ROWS + 1,))
+    row = fetch_add(a[COUNTER], 1)
+    while row < a[ROWS]:
+        _merge_row(a, a[FIRST_ROW] + row)
+        row = fetch_add(a[COUNTER], 1)
 
 
 @kernel
@@ -126,57 +161,71 @@ def _plan(sequence, positions, heads, first, end, blocks):
     return count
 
 
-@kernel
-def _run(control, jobs, a, q, positions, sequence, table, layer, out, group):
+@entry
+def _absorbed(control, arguments):
     """Groups of tokens one after another, so that the memory for partial results stays bounded."""
-    tokens, heads = q.shape[0], q.shape[1]
-    blocks = np.empty((group * heads // ROW_BLOCK + group, 4), np.int64)
-    a[COUNTER], a[BLOCKS] = control + CHUNK, blocks.ctypes.data
-    a[QUERY], a[POSITIONS], a[TABLE] = q.ctypes.data, positions.ctypes.data, table.ctypes.data
-    a[LAYER], a[OUT] = layer.ctypes.data, out.ctypes.data
+    a = carray(i64_at(arguments), (ROWS + 1,))
+    tokens, heads = a[TOKENS], a[HEADS]
+    positions, sequence = carray(i32_at(a[POSITIONS]), (tokens,)), carray(i32_at(a[SEQUENCE]), (tokens,))
+    deepest = 0
+    for t in range(tokens):
+        deepest = max(deepest, positions[t] + 1)
+    a[COUNTER], a[SPLITS] = control + CHUNK, split_count(deepest, a[STEADY])
+    group = max(1, min(tokens, a[PARTIAL_SIZE] // (4 * partial_floats(heads, a[LATENT], a[SPLITS]))))
+    a[STATE] = a[PARTIAL] + 4 * group * heads * a[SPLITS] * whole_vectors(a[LATENT])
+    blocks = carray(i64_at(a[BLOCKS]), (tokens * heads // ROW_BLOCK + tokens, 4))
     for first in range(0, tokens, group):
         end = min(first + group, tokens)
         a[FIRST_ROW], a[ROWS] = first * heads, (end - first) * heads
         a[BLOCK_COUNT] = _plan(sequence, positions, heads, first, end, blocks)
-        dispatch(control, jobs[0], a.ctypes.data)
-        dispatch(control, jobs[1], a.ctypes.data)
+        dispatch(control, a[ATTEND], arguments)
+        dispatch(control, a[MERGE], arguments)
+
+
+def _check_query(q: np.ndarray, q_rope: np.ndarray, tokens: int) -> None:
+    if q.ndim != 3 or q.dtype != np.float32 or not q.flags.c_contiguous or not q.shape[2]:
+        raise ValueError(f"mla_absorbed: q must be a contiguous float32 [T, H, C], got {q.dtype} {q.shape}")
+    if q_rope.ndim != 3 or q_rope.dtype != np.float32 or (q_rope.size and q_rope.strides[2] != 4):
+        raise ValueError(f"mla_absorbed: q_rope must be float32 [T, H, R], R contiguous, got {q_rope.shape}")
+    if q_rope.shape[:2] != q.shape[:2] or len(q) != tokens:
+        raise ValueError(f"mla_absorbed: q {q.shape}, q_rope {q_rope.shape} and {tokens} positions do not fit")
 
 
 def mla_absorbed(
     pool: Pool,
     q: np.ndarray,
+    q_rope: np.ndarray,
     layer: np.ndarray,
     block_table: np.ndarray,
     sequence: np.ndarray,
     positions: np.ndarray,
     scale: float,
-    latent: int,
 ) -> np.ndarray:
-    """q[T, H, C + R] -> [T, H, C]: token t attends positions 0 .. positions[t] of sequence[t].
+    """q[T, H, C], q_rope[T, H, R] with any outer strides -> [T, H, C]: t attends 0 .. positions[t] of sequence[t].
 
-    `latent` is C; block_table int32 [S, P] lists the pages of each sequence; sequence and positions are int32 [T].
+    block_table int32 [S, P] lists the pages of each sequence; sequence and positions are int32 [T].
     """
-    check_layer(layer, q, q.shape[-1], "mla_absorbed")
+    _check_query(q, q_rope, len(positions))
+    (tokens, heads, latent), rope = q.shape, q_rope.shape[2]
+    check_layer(layer, latent + rope, "mla_absorbed")
     check_context(block_table, sequence, positions, len(layer), "mla_absorbed")
-    tokens, heads, width = q.shape
-    if len(positions) != tokens or not 0 < latent <= width:
-        raise ValueError(f"mla_absorbed: q {q.shape}, {len(positions)} positions and {latent} latent values do not fit")
     out = np.empty((tokens, heads, latent), np.float32)
     if not tokens:
         return out
-    keys = int(positions.max()) + 1
-    split_keys = PAGE * max(SPLIT_PAGES, -(-keys // (PAGE * MOST_SPLITS)))
-    splits = -(-keys // split_keys)
-    sum_bytes, state_bytes = 4 * splits * heads * whole_vectors(latent), 8 * splits * heads  # of one token
-    group = max(1, min(tokens, PARTIAL_BYTES // (sum_bytes + state_bytes)))
-    thread_bytes = 4 * (ROW_BLOCK * (row_stride(width) + SCORE_STRIDE) + PAGE * row_stride(width))
-    scratch = pool.scratch(group * (sum_bytes + state_bytes) + pool.threads * thread_bytes)
-    a = np.zeros(OUT + 1, np.int64)
-    a[HEADS : SCALE + 1] = heads, width, latent, np.float64(scale).view(np.int64)
-    a[KIND], a[ROW_BYTES], a[TABLE_PAGES] = KINDS[layer.dtype], layer.strides[1], block_table.shape[1]
-    a[SPLITS], a[SPLIT_KEYS], a[SCRATCH_BYTES] = splits, split_keys, thread_bytes
-    a[SCRATCH], a[PARTIAL] = scratch, scratch + pool.threads * thread_bytes
-    a[STATE] = a[PARTIAL] + group * sum_bytes
-    jobs = _attend_job.address, _merge_job.address
-    _run(pool.control, jobs, a, q, positions, sequence, block_table, layer.view(np.uint8), out, group)
+    steady = max(2, UNITS // -(-heads // ROW_BLOCK) // 2 * 2)
+    # A recorded call may come to any position that the table has room for.
+    most = 4 * int(partial_floats(heads, latent, split_count(block_table.shape[1] * PAGE, steady)))
+    partial, blocks = min(tokens * most, max(PARTIAL_BYTES, most)), 32 * (tokens * heads // ROW_BLOCK + tokens)
+    thread_bytes = 4 * int(ROW_BLOCK * (row_stride(latent + rope) + SCORE_STRIDE) + PAGE * row_stride(latent + rope))
+    a = np.zeros(ROWS + 1, np.int64)
+    a[ATTEND], a[MERGE] = _attend_job.address, _merge_job.address
+    a[QUERY], a[QUERY_ROPE], a[TOKEN_STRIDE], a[HEAD_STRIDE] = q.ctypes.data, q_rope.ctypes.data, *q_rope.strides[:2]
+    a[POSITIONS], a[SEQUENCE] = positions.ctypes.data, sequence.ctypes.data
+    a[TOKENS : SCALE + 1] = tokens, heads, latent, rope, np.float64(scale).view(np.int64)
+    a[LAYER], a[KIND], a[ROW_BYTES] = layer.ctypes.data, KINDS[layer.dtype], layer.strides[1]
+    a[TABLE], a[TABLE_PAGES], a[STEADY] = block_table.ctypes.data, block_table.shape[1], steady
+    a[SCRATCH] = pool.scratch(pool.threads * thread_bytes + partial + blocks)
+    a[SCRATCH_BYTES], a[PARTIAL], a[PARTIAL_SIZE] = thread_bytes, a[SCRATCH] + pool.threads * thread_bytes, partial
+    a[BLOCKS], a[OUT] = a[PARTIAL] + partial, out.ctypes.data
+    pool.call(_absorbed.address, a, q, q_rope, layer, block_table, sequence, positions, out)
     return out

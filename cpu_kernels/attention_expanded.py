@@ -92,7 +92,9 @@ def _attend_head(a, scratch, head, token, tokens):
     queries = scratch + a[QUERIES_AT]
     for i in range(tokens):
         row = (token + i) * a[HEADS] + head
-        load_query(a[QUERY] + 4 * row * a[KEY_WIDTH], a[KEY_WIDTH], scale, queries + 4 * i * key)
+        load_query(
+            a[QUERY] + 4 * row * a[KEY_WIDTH], a[KEY_WIDTH], scale, queries + 4 * i * key, whole_vectors(a[KEY_WIDTH])
+        )
     clear_rows(scratch + a[STATES_AT], scratch + a[SUMS_AT], value, tokens)
     end = positions[tokens - 1] + 1
     for start in range(0, end, KEYS):
@@ -171,7 +173,9 @@ def mla_expanded(
 
     Token t attends positions 0 .. positions[t], int32 and ascending; block_row int32 [P] lists the sequence's pages.
     """
-    check_layer(layer, q, q.shape[-1] - k_up.shape[1] + k_up.shape[-1], "mla_expanded")
+    if q.ndim != 3 or q.dtype != np.float32 or not q.flags.c_contiguous:
+        raise ValueError(f"mla_expanded: q must be a contiguous float32 [T, H, values], got {q.dtype} {q.shape}")
+    check_layer(layer, q.shape[-1] - k_up.shape[1] + k_up.shape[-1], "mla_expanded")
     _check_weights(q, k_up, v_up)
     check_context(block_row[None, :], np.zeros_like(positions), positions, len(layer), "mla_expanded")
     tokens, heads, key_width = q.shape

@@ -8,8 +8,8 @@ Dispatch and join of two threads take 0.06 us (2 cores of a Zen 4) while the wor
 """
 
 from .atomic import (
-    call_entry,
     call_job,
+    exchange,
     fetch_add,
     futex,
     load_atomic,
@@ -19,7 +19,9 @@ from .atomic import (
     sched_yield,
     store_atomic,
     store_i64,
+    thread_identity,
 )
+from .faults import FUNCTION, IDENTITY, guarded
 from .jit import exact_kernel, kernel
 
 SPIN_NS = 1_000_000  # a worker parks after this long without a job
@@ -27,13 +29,17 @@ _YIELD_AFTER = 2_000  # spins (some 50 us) after which a waiting thread offers i
 
 EPOCH, JOB_ADDRESS, ARGUMENTS, THREADS, DONE, SLEEPERS = 0, 64, 72, 80, 128, 192
 CHUNK = 256  # a counter for jobs whose threads take units one by one; 0 when a job begins
-ARRIVED, RELEASED, SIZE = 320, 384, 448
+ARRIVED, RELEASED = 320, 384
+BUSY, SLOT = 448, 456  # 1 while a call runs; the slot of the caller (faults.py)
+FAULTS, SIZE = 512, 576  # the record of faults
+DONE_WELL, IN_USE, FAULT = 0, 1, 2  # how a call ends
 _WAIT, _WAKE, _EVERYBODY = 128, 129, 1 << 30  # FUTEX_WAIT | PRIVATE, FUTEX_WAKE | PRIVATE
 
 
 @kernel
-def work(control, thread):
+def work(control, thread, slot):
     """A worker's life: wait for the epoch to change, run the job, report; return when the job's address is 0."""
+    store_i64(slot + IDENTITY, thread_identity())
     last = 0
     while True:
         spins, idle_since = 0, monotonic()
@@ -50,7 +56,7 @@ def work(control, thread):
         last = load_atomic(control + EPOCH)
         job = load_i64(control + JOB_ADDRESS)
         if job != 0:
-            call_job(job, load_i64(control + ARGUMENTS), thread, load_i64(control + THREADS))
+            guarded(slot, job, load_i64(control + ARGUMENTS), thread, load_i64(control + THREADS))
         fetch_add(control + DONE, 1)
         if job == 0:
             return
@@ -59,7 +65,9 @@ def work(control, thread):
 @kernel
 def dispatch(control, job, arguments):
     """Run a job on all threads of the pool whose control block this is; returns when all have finished. For kernels."""
-    threads = load_i64(control + THREADS)
+    threads, slot = load_i64(control + THREADS), load_i64(control + SLOT)
+    entry = load_i64(slot + FUNCTION)
+    store_i64(slot + FUNCTION, job)
     store_i64(control + CHUNK, 0)
     if threads > 1:
         store_i64(control + JOB_ADDRESS, job)
@@ -70,6 +78,12 @@ def dispatch(control, job, arguments):
             futex(control + EPOCH, _WAKE, _EVERYBODY)
     if job != 0:
         call_job(job, arguments, 0, threads)
+    _join(control, threads)
+    store_i64(slot + FUNCTION, entry)
+
+
+@kernel
+def _join(control, threads):
     spins = 0
     while load_atomic(control + DONE) < threads - 1:
         relax()
@@ -80,7 +94,10 @@ def dispatch(control, job, arguments):
 
 @kernel
 def barrier(control, thread, threads):
-    """Inside a job: wait until all its threads are here. What they wrote before is visible to all behind it."""
+    """Inside a job: wait until all its threads are here. What they wrote before is visible to all behind it.
+
+    Once a thread of the pool has died nobody waits any more: the results are lost anyway.
+    """
     if threads == 1:
         return
     arrival = fetch_add(control + ARRIVED, 1) + 1
@@ -93,16 +110,51 @@ def barrier(control, thread, threads):
         relax()
         spins += 1
         if spins > _YIELD_AFTER:
+            if load_atomic(control + FAULTS) > 0:
+                return
             sched_yield()
 
 
-@exact_kernel("void(int64, int64, int64[::1])")
+@kernel
+def _claim(control):
+    if exchange(control + BUSY, 1) != 0:
+        return False
+    store_i64(load_i64(control + SLOT) + IDENTITY, thread_identity())
+    return True
+
+
+@kernel
+def _release(control):
+    store_i64(load_i64(control + SLOT) + IDENTITY, 0)
+    store_atomic(control + BUSY, 0)
+
+
+@kernel
+def _enter(control, entry, arguments):
+    slot = load_i64(control + SLOT)
+    died = guarded(slot, entry, control, arguments, 0)
+    if died and load_i64(slot + FUNCTION) != entry:  # in a job: the workers are still at it
+        _join(control, load_i64(control + THREADS))
+    return load_atomic(control + FAULTS) == 0
+
+
+@exact_kernel("int64(int64, int64, int64[::1])")
 def run_entry(control, entry, arguments):
-    call_entry(entry, control, arguments.ctypes.data)
+    if not _claim(control):
+        return IN_USE
+    well = _enter(control, entry, arguments.ctypes.data)
+    _release(control)
+    return DONE_WELL if well else FAULT
 
 
-@exact_kernel("void(int64, int64[:, ::1])")
+@exact_kernel("int64(int64, int64[:, ::1])")
 def run_entries(control, table):
     """`table` [n, 2]: (address of an entry, address of its arguments)."""
-    for i in range(len(table)):
-        call_entry(table[i, 0], control, table[i, 1])
+    if not _claim(control):
+        return IN_USE
+    well, i = True, 0
+    while well and i < len(table):
+        well = _enter(control, table[i, 0], table[i, 1])
+        i += 1
+    _release(control)
+    return DONE_WELL if well else FAULT

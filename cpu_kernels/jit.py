@@ -47,6 +47,7 @@ numba.config.CACHE_DIR = str(CACHE_DIRECTORY)
 # An entry, the native part of a verb: (address of the pool's control block, address of its int64 arguments).
 JOB = types.void(types.int64, types.int64, types.int64)
 ENTRY = types.void(types.int64, types.int64)
+HANDLER = types.void(types.int32, types.int64, types.int64)
 
 
 def note_compiled() -> None:
@@ -72,17 +73,35 @@ def fast_kernel(function):
     )(function)
 
 
+_NAMES: dict[int, str] = {}  # of jobs and entries, by address: for the message when one dies
+
+
+def name_of(address: int) -> str:
+    return _NAMES.get(address, f"at {address:#x}")
+
+
+def _callback(signature, function):
+    made = cfunc(signature, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)
+    _NAMES[made.address] = f"{function.__module__}.{function.__qualname__}"
+    return made
+
+
 def job(function):
     """A function with C linkage and the signature `JOB`; `.address` is what the pool calls, on every thread.
 
     Hand the address to a kernel as an argument: as a global it would be frozen into the kernel's cached machine code.
     """
-    return cfunc(JOB, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)
+    return _callback(JOB, function)
 
 
 def entry(function):
     """A function with C linkage and the signature `ENTRY`, which `Pool.call` runs on the caller; it dispatches jobs."""
-    return cfunc(ENTRY, nopython=True, cache=True, error_model="numpy", boundscheck=False)(function)
+    return _callback(ENTRY, function)
+
+
+def handler(function):
+    """A signal handler."""
+    return _callback(HANDLER, function)
 
 
 def device(function):

@@ -14,12 +14,26 @@ from typing import Any
 import numpy as np
 
 from .atomic import load_i64
-from .control import CHUNK, SIZE, SLEEPERS, THREADS, barrier, dispatch, run_entry, work
+from .control import (
+    CHUNK,
+    DONE_WELL,
+    FAULTS,
+    IN_USE,
+    SIZE,
+    SLEEPERS,
+    SLOT,
+    THREADS,
+    barrier,
+    dispatch,
+    run_entry,
+    work,
+)
+from .faults import WorkerFault, fault, forget_slots, free_slot, install, take_slot, watch_exceptions
 from .jit import entry
 from .program import Program, Scratch, aligned
 from .topology import default_threads, pin_order
 
-__all__ = ["CHUNK", "MAX_THREADS", "SLEEPERS", "THREADS", "Pool", "Program", "barrier", "dispatch"]
+__all__ = ["CHUNK", "MAX_THREADS", "SLEEPERS", "THREADS", "Pool", "Program", "WorkerFault", "barrier", "dispatch"]
 
 MAX_THREADS = 1024
 
@@ -30,25 +44,37 @@ def _dispatch(control, arguments):
     dispatch(control, load_i64(arguments), load_i64(arguments + 8))
 
 
-def _serve(memory: np.ndarray, control: int, thread: int, cpu: int | None) -> None:
+@entry
+def _stop(control, arguments):
+    dispatch(control, 0, 0)
+
+
+def _serve(memory: np.ndarray, control: int, thread: int, slot: int, cpu: int | None) -> None:
     """A worker's life. Holds `memory`, not the pool, so that a forgotten pool can be collected."""
     if cpu is not None:
         with contextlib.suppress(OSError):  # the mask shrank since we looked: run wherever we may
             os.sched_setaffinity(0, {cpu})
-    work(control, thread)
+    work(control, thread, slot)
 
 
-def _shut(control: int, workers: list[threading.Thread], process: int) -> None:
-    if os.getpid() == process:  # a forked child has no workers to stop
-        dispatch(control, 0, 0)
-        for worker in workers:
-            worker.join()
+def _shut(memory: np.ndarray, control: int, workers: list[threading.Thread], slots: list[int], process: int) -> bool:
+    """False where a call is still running."""
+    if os.getpid() != process:  # a forked child has no workers to stop
+        return True
+    if run_entry(control, _stop.address, np.zeros(0, np.int64)) == IN_USE:
+        return False
+    for worker in workers:
+        worker.join()
+    for slot in slots:
+        free_slot(slot)
+    return True
 
 
 _POOLS: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 
 
 def _after_fork() -> None:
+    forget_slots()
     for pool in list(_POOLS):
         pool._unusable = "this Pool's threads stayed behind in the parent process: make a new Pool after fork"
 
@@ -68,26 +94,27 @@ class Pool:
         self._memory, self._control = aligned(SIZE)
         self._scratch = Scratch(keep=False)
         self._program: Program | None = None
-        self._write(THREADS, count)
+        install()
+        slots = [take_slot(self._control + FAULTS, thread) for thread in range(count)]
+        self._write(SLOT, slots[0])
         # Thread 0 is the caller, wherever it runs. More threads than CPUs: nobody is pinned, the scheduler shares.
         cpus: list[Any] = pin_order()
         if count > len(cpus):
             cpus = [None] * count
-        workers = [
-            threading.Thread(
-                target=_serve, args=(self._memory, self._control, i, cpus[i]), name=f"cpu_kernels-{i}", daemon=True
-            )
-            for i in range(1, count)
-        ]
+        workers: list[threading.Thread] = []
+        self._finalize = weakref.finalize(self, _shut, self._memory, self._control, workers, slots, os.getpid())
         try:
-            for worker in workers:
+            for i in range(1, count):
+                arguments = (self._memory, self._control, i, slots[i], cpus[i])
+                worker = threading.Thread(target=_serve, args=arguments, name=f"cpu_kernels-{i}", daemon=True)
+                workers.append(worker)
                 worker.start()
         except BaseException:  # no more threads for this user, or Ctrl-C: those that run must not stay
-            running = [worker for worker in workers if worker.is_alive()]
-            self._write(THREADS, 1 + len(running))
-            _shut(self._control, running, os.getpid())
+            workers[:] = [worker for worker in workers if worker.is_alive()]
+            self._write(THREADS, 1 + len(workers))
+            self._finalize()
             raise
-        self._finalize = weakref.finalize(self, _shut, self._control, workers, os.getpid())
+        self._write(THREADS, count)
         _POOLS.add(self)
 
     def _write(self, offset: int, value: int) -> None:
@@ -106,9 +133,20 @@ class Pool:
 
         `keep`: whatever else the entry reads or writes by address and must outlive a recording.
         """
-        run_entry(self.control, entry, arguments)
+        watch_exceptions()
+        self.check(run_entry(self.control, entry, arguments))
         if self._program is not None:
             self._program.append(entry, arguments, keep)
+
+    def check(self, status: int) -> None:
+        """Raise what the end of a native call says: WorkerFault, or RuntimeError where another thread's call runs."""
+        if status == DONE_WELL:
+            return
+        if status == IN_USE:
+            raise RuntimeError("this Pool is running another thread's call; it takes one at a time")
+        error = fault(self._control + FAULTS)
+        self._unusable = f"{error}; this Pool cannot be used any more"
+        raise error
 
     def run(self, job: int, arguments: np.ndarray) -> None:
         """Call the native function at address `job` on every thread; `arguments`: contiguous int64 for the job."""
@@ -134,8 +172,11 @@ class Pool:
         return (self._scratch if self._program is None else self._program.scratch).address(size)
 
     def close(self) -> None:
-        """Stop the workers. Closing twice does nothing; using a closed pool is an error."""
-        self._finalize()
+        """Stop the workers. Closing twice does nothing; using a closed pool is an error, closing a busy one too."""
+        end = self._finalize.peek()
+        if end is not None and not _shut(*end[2]):
+            raise RuntimeError("this Pool is running another thread's call; close it afterwards")
+        self._finalize.detach()
         self._unusable = self._unusable or "this Pool is closed"
 
     def __enter__(self) -> "Pool":

@@ -58,7 +58,10 @@ class Program:
         self._table = np.array(self._calls, np.int64).reshape(-1, 2)
 
     def replay(self) -> None:
-        """Run every recorded entry, in order, in one native call. RuntimeError for a closed pool or half a record."""
+        """Run every recorded entry, in order, in one native call.
+
+        Raises RuntimeError for a closed or busy pool and for half a record, WorkerFault where a kernel died.
+        """
         if self._table is None:
             raise RuntimeError("this Program is not recorded to its end")
-        run_entries(self._pool.control, self._table)
+        self._pool.check(run_entries(self._pool.control, self._table))

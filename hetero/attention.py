@@ -124,10 +124,8 @@ class MLA:
 
     def attend_absorbed(self, q, step: Step, layer, sequence, positions) -> np.ndarray:
         """[T, H, N + R] -> [T, H, V]"""
-        query = np.concatenate(
-            [self.weights.attn_kv_b.absorb(self.pool, q[:, :, : self.nope]), q[:, :, self.nope :]], axis=2
-        )
-        latent = mla_absorbed(self.pool, query, layer, step.block_table, sequence, positions, self.scale, self.latent)
+        absorbed, rotated = self.weights.attn_kv_b.absorb(self.pool, q[:, :, : self.nope]), q[:, :, self.nope :]
+        latent = mla_absorbed(self.pool, absorbed, rotated, layer, step.block_table, sequence, positions, self.scale)
         return self.weights.attn_kv_b.values(self.pool, latent)
 
     def attend_mixed(self, q, step: Step, layer) -> np.ndarray:

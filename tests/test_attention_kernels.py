@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cpu_kernels import attention_absorbed, attention_expanded
-from cpu_kernels.attention_absorbed import mla_absorbed
 from cpu_kernels.attention_expanded import mla_expanded
 from cpu_kernels.cache import cache_layer, write_cache
 from cpu_kernels.pool import Pool
@@ -38,6 +37,12 @@ def cached(kv, lengths, latent, rope, seed=0):
         values = normal(seed + length, length, latent + rope)
         write_cache(layer, values[:, :latent], values[:, latent:], slots)
     return layer, table
+
+
+def mla_absorbed(pool, q, layer, table, sequence, positions, scale, latent):
+    """With the arguments of the reference, which does not know that q comes in two parts."""
+    parts = np.ascontiguousarray(q[:, :, :latent]), q[:, :, latent:]
+    return attention_absorbed.mla_absorbed(pool, *parts, layer, table, sequence, positions, scale)
 
 
 def fill_scratch_with_nan(pool):
@@ -94,11 +99,55 @@ def test_absorbed_chunk_sees_only_the_past(pool):
     np.testing.assert_array_equal(np.concatenate(alone), found[[0, 20]])
 
 
-def test_absorbed_at_depth_with_the_most_splits(pool):
+@pytest.mark.parametrize("kv", KV)
+def test_a_token_does_not_depend_on_those_beside_it(pool, kv):
+    lengths = [5, 400, 64, 129, 700, 1, 65, 900]
+    layer, table = cached(kv, lengths, 128, 32)
+    sequence, positions = np.arange(8, dtype=np.int32)[::-1].copy(), np.array(lengths[::-1], np.int32) - 1
+    q = normal(15, 8, 12, 160)
+    alone = [
+        mla_absorbed(pool, q[t : t + 1], layer, table, sequence[t : t + 1], positions[t : t + 1], 0.1, 128)
+        for t in range(8)
+    ]
+    for count in (2, 3, 8):
+        found = mla_absorbed(pool, q[:count], layer, table, sequence[:count], positions[:count], 0.1, 128)
+        np.testing.assert_array_equal(found, np.concatenate(alone[:count]))
+
+
+@pytest.mark.parametrize("heads", [2, 70])  # 64 splits of one page, or 20 and then longer ones
+def test_absorbed_at_depth_with_splits_of_many_lengths(pool, heads):
     layer, table = cached("f16", [20000], 16, 8)
-    q, last = normal(4, 1, 2, 24), np.array([19999], np.int32)
-    found = mla_absorbed(pool, q, layer, table, np.zeros(1, np.int32), last, 0.2, 16)
-    close(found, reference.mla_absorbed(q, layer, table, [0], last, 0.2, 16))
+    sequence, positions = np.zeros(5, np.int32), np.array([1343, 1344, 4096, 9000, 19999], np.int32)
+    q = normal(4, 5, heads, 24)
+    found = mla_absorbed(pool, q, layer, table, sequence, positions, 0.2, 16)
+    close(found, reference.mla_absorbed(q, layer, table, sequence, positions, 0.2, 16))
+
+
+@pytest.mark.parametrize("steady", [2, 6, 16, 64])
+def test_splits_follow_each_other_and_the_last_one_holds_the_last_key(steady):
+    starts = [attention_absorbed.split_start(split, steady) for split in range(300)]
+    assert starts[0] == 0 and all(at % 64 == 0 for at in starts)
+    for keys in [*range(1, 30000, 61), 64, 65, 64 * steady, 64 * steady + 1, 163840]:
+        count = attention_absorbed.split_count(keys, steady)
+        assert starts[count - 1] < keys <= starts[count]
+        assert starts[count] - starts[count - 1] <= max(64, 2 * keys / steady)
+
+
+def test_a_recorded_call_follows_what_is_in_memory(pool):
+    """Positions, pages and queries of a replay are those of then, to the end of the table."""
+    layer, table = cached("f16", [700, 700], 64, 16)
+    q, positions, rows = normal(16, 1, 3, 80), np.array([4], np.int32), table[:1].copy()
+    parts, sequence = [q[:, :, :64].copy(), q[:, :, 64:].copy()], np.zeros(1, np.int32)
+    with pool.record() as program:
+        out = attention_absorbed.mla_absorbed(pool, *parts, layer, rows, sequence, positions, 0.1)
+    for position, row, seed in ((5, 0, 17), (699, 1, 18), (64, 0, 19)):
+        q = normal(seed, 1, 3, 80)
+        parts[0][...], parts[1][...], positions[...], rows[...] = q[:, :, :64], q[:, :, 64:], position, table[row]
+        program.replay()
+        fill_scratch_with_nan(pool)
+        np.testing.assert_array_equal(
+            out, mla_absorbed(pool, q, layer, table, np.array([row], np.int32), positions, 0.1, 64)
+        )
 
 
 def test_absorbed_in_groups_of_bounded_memory(pool, monkeypatch):
@@ -221,19 +270,29 @@ def test_nothing_in_nothing_out(pool):
         {"sequence": np.array([1], np.int32)},
         {"table": np.array([[3]], np.int32)},
         {"table": np.array([[-1]], np.int32)},
-        {"q": np.zeros((1, 4, 39), np.float32)},
-        {"q": np.zeros((1, 4, 40))},
-        {"q": np.zeros((1, 4, 80), np.float32)[:, :, ::2]},
-        {"latent": 41},
+        {"q": np.zeros((1, 4, 31), np.float32)},
+        {"q": np.zeros((1, 4, 32))},
+        {"q": np.zeros((1, 4, 64), np.float32)[:, :, ::2]},
+        {"q": np.zeros((1, 3, 32), np.float32)},
+        {"rope": np.zeros((1, 4, 9), np.float32)},
+        {"rope": np.zeros((1, 4, 8))},
+        {"rope": np.zeros((1, 4, 16), np.float32)[:, :, ::2]},
     ],
 )
 def test_absorbed_refuses_what_would_read_elsewhere(pool, change):
     layer, table = cached("f16", [64], 32, 8)
     zero = np.zeros(1, np.int32)
-    good = {"q": normal(0, 1, 4, 40), "table": table, "sequence": zero, "positions": zero, "latent": 32}
-    case = good | change
+    q = normal(0, 1, 4, 40)
+    case = {
+        "q": q[:, :, :32].copy(),
+        "rope": q[:, :, 32:],
+        "table": table,
+        "sequence": zero,
+        "positions": zero,
+    } | change
+    context = layer, case["table"], case["sequence"], case["positions"]
     with pytest.raises(ValueError, match="mla_absorbed"):
-        mla_absorbed(pool, case["q"], layer, case["table"], case["sequence"], case["positions"], 1.0, case["latent"])
+        attention_absorbed.mla_absorbed(pool, case["q"], case["rope"], *context, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,184 @@
+"""One mixture-of-experts layer of DeepSeek-V3's size, ours beside ggml's, under the measured read bandwidth.
+
+    python -m benchmarks.moe                                       64 of the 256 experts: 3 x 1.6 GB
+    python -m benchmarks.moe --experts 256 --contenders plain      the whole layer: 2 x 6.3 GB
+
+A layer is gate, up, SwiGLU, down and the weighted sum, with 8 experts chosen at random for each token. ggml runs with
+its weights as they are and, where it can, rearranged; the better one counts. All take turns, figures are medians, and
+"ratio" is ggml's time over ours: the ratio of medians, and the median of the rounds' ratios.
+"of read": the weights of the experts that were chosen, each once, against the read bandwidth. "of tile": operations per
+second against one small matrix, which stays in the cache, times as many columns as an expert has tokens.
+
+The table goes to stderr, one JSON document comes last, on stdout.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+
+from benchmarks.ggml import Experts, Ggml, aligned
+from benchmarks.kernels import integers, names
+from benchmarks.setting import setting
+from benchmarks.turns import Contender, compare, take_turns
+from cpu_kernels import Matrix, Pool, linear, routed_experts
+from cpu_kernels.bandwidth import Reader
+from cpu_kernels.topology import default_threads
+from tests.random_weights import random_weights
+
+COLUMNS, HIDDEN, EXPERTS, USED = 7168, 2048, 256, 8
+LAYERS = {"Q4_K": ("Q4_K", "Q4_K", "Q4_K"), "Q4_K_M": ("Q4_K", "Q4_K", "Q6_K")}
+DISTINCT = 8  # experts made from random numbers; the others repeat them, in memory of their own
+SCALE = 1e-4  # of the blocks: results of about 1
+TILE_ROWS = 512
+
+Inputs = tuple[np.ndarray, np.ndarray, np.ndarray]  # x [T, K], ids int32 [T, k], weights [T, k]
+
+
+def stack(type: str, experts: int, rows: int, columns: int) -> np.ndarray:
+    """uint8 [experts, rows, row bytes]"""
+    some = random_weights(type, (min(experts, DISTINCT), rows, columns), np.random.default_rng(0), SCALE)
+    whole = aligned(experts * some[0].nbytes).reshape(experts, rows, -1)
+    for expert in range(experts):
+        whole[expert] = some[expert % len(some)]
+    return whole
+
+
+def inputs(rng: np.random.Generator, tokens: int, experts: int) -> Inputs:
+    x = rng.standard_normal((tokens, COLUMNS), np.float32)
+    ids = rng.random((tokens, experts)).argsort(axis=1)[:, :USED].astype(np.int32)
+    return x, np.ascontiguousarray(ids), rng.random((tokens, USED), np.float32)
+
+
+class Layer:
+    """The weights of one layer for all contenders."""
+
+    def __init__(self, pool: Pool, ggml: Ggml, name: str, experts: int, contenders: list[str]):
+        self.pool, self.ggml, self.name, self.experts = pool, ggml, name, experts
+        self.rng = np.random.default_rng(1)
+        shapes = ((HIDDEN, COLUMNS), (HIDDEN, COLUMNS), (COLUMNS, HIDDEN))
+        data = [
+            (type, stack(type, experts, *shape), shape[1]) for type, shape in zip(LAYERS[name], shapes, strict=True)
+        ]
+        self.expert_bytes = sum(part.nbytes for _, part, _ in data) // experts
+        self.peers: dict[str, Experts] = {}
+        for contender in contenders:
+            made = ggml.experts(data, repack=contender == "rearranged")
+            if made is not None:
+                self.peers[f"ggml {contender}"] = made
+        type, first, columns = data[0]
+        self.tile = Matrix(first[0, :TILE_ROWS].copy(), type, columns)
+        self.matrices = [Matrix(part, type, columns) for type, part, columns in data]
+
+    def contender(self, tokens: int, call: Callable[[Inputs], object], rest: Callable[[], object]) -> Contender:
+        """Other experts in every call: from memory, not from the cache."""
+        few, given = inputs(self.rng, 1, self.experts), [inputs(self.rng, tokens, self.experts)]
+
+        def prepare() -> None:
+            given[0] = inputs(self.rng, tokens, self.experts)
+
+        return Contender(lambda: call(given[0]), lambda: call(few), prepare, rest)
+
+    def ours(self, given: Inputs) -> np.ndarray:
+        gate, up, down = self.matrices
+        return routed_experts(self.pool, gate, up, down, *given)
+
+    def theirs(self, peer: Experts, tokens: int) -> Contender:
+        few, given = inputs(self.rng, 1, self.experts), inputs(self.rng, tokens, self.experts)
+
+        def prepare() -> None:
+            peer.set(*given[:1], *inputs(self.rng, tokens, self.experts)[1:])
+
+        return Contender(peer.compute, lambda: peer.run(*few), prepare, self.ggml.rest)
+
+    def tiles(self, columns: int) -> Contender:
+        x = self.rng.standard_normal((columns, COLUMNS), np.float32)
+        return Contender(lambda: linear(self.pool, self.tile, x))
+
+    def measure(self, tokens: int, reader: Reader, seconds: float) -> dict[str, object]:
+        columns = max(1, round(tokens * USED / self.experts))
+        contenders = {"hetero": self.contender(tokens, self.ours, lambda: None)}
+        contenders |= {name: self.theirs(peer, tokens) for name, peer in self.peers.items()}
+        contenders |= {"read": Contender(reader.read), "tile": self.tiles(columns)}
+        times = take_turns(contenders, seconds)
+        read = self.pool.threads * reader.window / median(times.pop("read"))
+        tile = 2 * TILE_ROWS * COLUMNS * columns / median(times.pop("tile"))
+        mine = median(times["hetero"])
+        touched = self.experts * (1 - (1 - USED / self.experts) ** tokens)  # expected, of a random choice
+        speed, flops = touched * self.expert_bytes / mine, 6 * tokens * USED * COLUMNS * HIDDEN / mine
+        return {
+            "layer": self.name,
+            "types": LAYERS[self.name],
+            "experts": self.experts,
+            "tokens": tokens,
+            "tokens_per_expert": tokens * USED / self.experts,
+            "seconds": {name: median(series) for name, series in times.items()},
+            "bytes_per_second": speed,
+            "flops_per_second": flops,
+            "read_bytes_per_second": read,
+            "share_of_read": speed / read,
+            "tile_flops_per_second": tile,
+            "share_of_tile": flops / tile,
+            "deviation": self.deviation(),
+            **compare(times, "hetero"),
+        }
+
+    def deviation(self) -> float:
+        """Of our result from ggml's, against its norm."""
+        given = inputs(self.rng, 4, self.experts)
+        want = next(iter(self.peers.values())).run(*given)
+        self.ggml.rest()
+        return float(np.linalg.norm(self.ours(given) - want) / np.linalg.norm(want))
+
+    def close(self) -> None:
+        for peer in self.peers.values():
+            peer.close()
+
+
+def line(row: dict) -> str:
+    scale = row["seconds"]["hetero"] / row["seconds"][row["best_other"]]
+    return (
+        f"{row['layer']:>7} x {row['tokens']:<4} ({row['tokens_per_expert']:.2g} an expert)"
+        f"{row['bytes_per_second'] / 1e9:7.1f} GB/s, of read {row['share_of_read']:5.0%}"
+        f"{row['flops_per_second'] / 1e9:8.1f} GFLOP/s, of tile {row['share_of_tile']:5.0%}   {row['best_other']:<16}"
+        f"{row['bytes_per_second'] * scale / 1e9:7.1f}{row['flops_per_second'] * scale / 1e9:8.1f}"
+        f"   ratio {row['ratio_of_medians']:5.2f} {row['median_of_ratios']:5.2f}   deviation {row['deviation']:.1e}"
+    )
+
+
+def measure_all(options: argparse.Namespace, show: Callable[[str], None]) -> dict[str, object]:
+    results = []
+    with Pool(options.threads) as pool, Ggml(options.threads) as ggml:
+        reader = Reader(pool)
+        read = median(reader.read() for _ in range(50))
+        show(f"{options.threads} threads, {options.experts} experts, read bandwidth {read / 1e9:.1f} GB/s")
+        for name in options.layers:
+            layer = Layer(pool, ggml, name, options.experts, options.contenders)
+            for tokens in options.tokens:
+                results.append(layer.measure(tokens, reader, options.seconds))
+                show(line(results[-1]))
+            layer.close()
+            del layer
+    return {"threads": options.threads, "read_bytes_per_second": read, "results": results, **setting()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=names, default=list(LAYERS), help=", ".join(LAYERS))
+    parser.add_argument("--tokens", type=integers, help="[1, and 2 and 16 for each expert: 64 and 512 of the whole]")
+    parser.add_argument("--experts", type=int, default=64, help=f"of {EXPERTS}")
+    parser.add_argument("--contenders", type=names, default=["plain", "rearranged"], help="of ggml")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each case, at least 3 rounds")
+    parser.add_argument("--json", action="store_true", help="the document alone, without the table")
+    options = parser.parse_args()
+    options.tokens = options.tokens or [1, *(per_expert * options.experts // USED for per_expert in (2, 16))]
+    show = (lambda text: None) if options.json else (lambda text: print(text, file=sys.stderr, flush=True))
+    print(json.dumps(measure_all(options, show)))
+
+
+if __name__ == "__main__":
+    main()
