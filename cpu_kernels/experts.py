@@ -26,6 +26,9 @@ from .simd import exp, fdiv, fma, load_f32, load_f32x8, load_i32, splat_f32x8, s
 
 WIDTH = 64  # columns at a time: their gate, up or down values stay in the cache
 
+MOST_GROUPS = 8  # of an output unit
+SPACE_BYTES = 4 * LANES * MOST_GROUPS * WIDTH + 8 * WIDTH  # also holds two blocks of WIDTH x 32 floats
+
 # Fields of an active expert: its part of the sorted pairs, its matrices, and the first unit of its hidden phase.
 GATE, UP, DOWN, INDEX, PAIRS, COUNT_PAIRS, UNITS = range(0, 56, 8)
 ACTIVE_BYTES = 64
@@ -143,10 +146,6 @@ def _experts_job(arguments, thread, threads):
     while unit < everything:
         _output_unit(arguments, unit, min(groups, everything - unit), work, space)
         unit = fetch_add(arguments + _OUTPUT_COUNTER, groups)
-
-
-MOST_GROUPS = 8  # of an output unit
-SPACE_BYTES = 4 * LANES * MOST_GROUPS * WIDTH + 8 * WIDTH  # also holds two blocks of WIDTH x 32 floats
 
 
 @device

@@ -59,10 +59,10 @@ class KvUp:
         """[T, H, C] -> [T, H, V]"""
         return linear_heads(pool, self.v_b, latent)
 
-    def expand(self) -> tuple[np.ndarray, np.ndarray]:
+    def expand(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
         """float32 W_uk [H, N, C] and W_uv [H, V, C] of this one layer."""
-        k_b = dequantize(self.k_b)
-        return np.ascontiguousarray(k_b.swapaxes(1, 2)) if self.k_transposed else k_b, dequantize(self.v_b)
+        k_b = dequantize(pool, self.k_b)
+        return np.ascontiguousarray(k_b.swapaxes(1, 2)) if self.k_transposed else k_b, dequantize(pool, self.v_b)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class MLA:
 
     def attend_mixed(self, q, step: Step, layer) -> np.ndarray:
         """Long runs of one sequence expanded, the remaining tokens absorbed."""
-        k_up, v_up = self.weights.attn_kv_b.expand()
+        k_up, v_up = self.weights.attn_kv_b.expand(self.pool)
         values = np.empty((len(q), self.heads, v_up.shape[1]), np.float32)
         for sequence, at in step.runs:
             row, positions = step.block_table[sequence], step.positions[at]

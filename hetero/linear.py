@@ -12,6 +12,4 @@ class Linear:
         self.pool, self.matrices = pool, matrices
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        if len(self.matrices) == 1:
-            return linear(self.pool, self.matrices[0], x)
-        return np.concatenate([linear(self.pool, matrix, x) for matrix in self.matrices], axis=1)
+        return linear(self.pool, self.matrices, x)

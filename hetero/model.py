@@ -44,6 +44,7 @@ class Model:
             output_norm,
             output,
         )
+        self.pool = output.pool
         self.frequencies = inverse_frequencies(config.rope)
         self.absorbed_limit = absorbed_limit(config)
 
@@ -51,7 +52,7 @@ class Model:
         """Logits float32 [n, vocab] of the tokens in `logits_at`, None without any. `layers`: the cache's arrays."""
         step = self.step(batch)
         eps = self.config.rms_eps
-        x = embed(self.token_embd, batch.ids)  # [T, hidden]
+        x = embed(self.pool, self.token_embd, batch.ids)  # [T, hidden]
         last = len(self.blocks) - 1
         for i, (block, layer) in enumerate(zip(self.blocks, layers, strict=True)):
             h = rms_norm(x, block.attn_norm, eps)

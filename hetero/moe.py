@@ -18,6 +18,10 @@ class GatedWeights:
     up: Matrix
     down: Matrix
 
+    @property
+    def gated(self) -> tuple[Matrix, Matrix, Matrix]:
+        return self.gate, self.up, self.down
+
 
 class DenseFFN:
     def __init__(self, weights: GatedWeights, pool: Pool):
@@ -25,7 +29,7 @@ class DenseFFN:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """[T, hidden] -> [T, hidden]"""
-        return ffn(self.pool, self.weights.gate, self.weights.up, self.weights.down, x)
+        return ffn(self.pool, self.weights.gated, x)
 
 
 class Router:
@@ -57,7 +61,5 @@ class MoE:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """[T, hidden] -> [T, hidden]"""
         self.chosen, weights = self.router(x)
-        out = routed_experts(self.pool, self.routed.gate, self.routed.up, self.routed.down, x, self.chosen, weights)
-        if self.shared is not None:
-            out += self.shared(x)
-        return out
+        shared = self.shared.weights.gated if self.shared is not None else None
+        return routed_experts(self.pool, self.routed.gated, x, self.chosen, weights, shared)

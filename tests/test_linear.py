@@ -70,7 +70,7 @@ def test_results_do_not_depend_on_the_number_of_threads(rng):
     outcomes = []
     for threads in (1, 2, 4):
         with Pool(threads) as pool:
-            outcomes += [routed_experts(pool, *matrices, down, part, ids[: len(part)], weights[: len(part)]).tobytes()
+            outcomes += [routed_experts(pool, (*matrices, down), part, ids[: len(part)], weights[: len(part)]).tobytes()
                          for part in (x, x[:1], x)]  # fmt: skip
     assert outcomes[0::3] == [outcomes[0]] * 3 == outcomes[2::3]
     assert outcomes[1::3] == [outcomes[1]] * 3
@@ -126,7 +126,7 @@ def test_routed_experts(pool, rng, types, tokens):
     x = rng.standard_normal((tokens, columns), np.float32)
     ids = np.array([rng.permutation(experts)[:3] for _ in x], np.int32)
     weights = rng.random(ids.shape, np.float32)
-    got = routed_experts(pool, gate[0], up[0], down[0], x, ids, weights)
+    got = routed_experts(pool, (gate[0], up[0], down[0]), x, ids, weights)
     expected = expected_experts(x, ids, weights, gate, up, down)
     # A hidden value near the middle between two codes may round the other way: one step of 1/127 in one product of 256.
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
@@ -141,7 +141,7 @@ def test_rows_that_are_no_multiple_of_a_block(pool, rng, columns):
         x = rng.standard_normal((tokens, columns), np.float32)
         ids, weights = np.zeros((tokens, 1), np.int32), np.ones((tokens, 1), np.float32)
         expected = expected_experts(x, ids, weights, gate, up, down)
-        assert_close(ffn(pool, gate[0], up[0], down[0], x), expected)
+        assert_close(ffn(pool, (gate[0], up[0], down[0]), x), expected)
 
 
 def test_silu_of_large_values_is_a_number(pool):
@@ -150,15 +150,15 @@ def test_silu_of_large_values_is_a_number(pool):
     down = Matrix(np.eye(4, dtype=np.float32)[:1].view(np.uint8), "F32", 4)
     for row, expected in enumerate([0.0, 200.0, 0.0, 1 / (1 + np.exp(-1.0))]):
         down = Matrix(np.eye(4, dtype=np.float32)[row : row + 1].view(np.uint8), "F32", 4)
-        got = ffn(pool, gate, up, down, np.ones((1, 1), np.float32))
+        got = ffn(pool, (gate, up, down), np.ones((1, 1), np.float32))
         np.testing.assert_allclose(got, [[expected]], rtol=1e-6, atol=1e-30)
 
 
 def _experts(rng, **changes):
+    gate, up = (Matrix(random_weights("Q8_0", (4, 32, 64), rng), "Q8_0", 64) for _ in range(2))
+    down = Matrix(random_weights("Q8_0", (4, 64, 32), rng), "Q8_0", 32)
     arguments = {
-        "gate": Matrix(random_weights("Q8_0", (4, 32, 64), rng), "Q8_0", 64),
-        "up": Matrix(random_weights("Q8_0", (4, 32, 64), rng), "Q8_0", 64),
-        "down": Matrix(random_weights("Q8_0", (4, 64, 32), rng), "Q8_0", 32),
+        "routed": (gate, changes.pop("up", up), down),
         "x": np.ones((2, 64), np.float32),
         "ids": np.zeros((2, 3), np.int32),
         "weights": np.ones((2, 3), np.float32),
@@ -195,7 +195,7 @@ def test_impossible_products_are_refused(pool, rng):
         (lambda: linear(pool, heads, x), "this tensor has 2"),
         (lambda: linear_heads(pool, heads, x[:, None]), r"needed is float32\[2, 2, 64\]"),
         (lambda: linear_heads_transposed(pool, heads, x[:, None]), r"needed is float32\[2, 2, 3\]"),
-        (lambda: ffn(pool, heads, heads, heads, x), "ffn takes one matrix each"),
+        (lambda: ffn(pool, (heads, heads, heads), x), "ffn takes one matrix each"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
