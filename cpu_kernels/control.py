@@ -31,7 +31,10 @@ EPOCH, JOB_ADDRESS, ARGUMENTS, THREADS, DONE, SLEEPERS = 0, 64, 72, 80, 128, 192
 CHUNK = 256  # a counter for jobs whose threads take units one by one; 0 when a job begins
 ARRIVED, RELEASED = 320, 384
 BUSY, SLOT = 448, 456  # 1 while a call runs; the slot of the caller (faults.py)
-FAULTS, SIZE = 512, 576  # the record of faults
+FAULTS = 512  # the record of faults
+# Groups of threads by NUMA node: their number, then a row of int64 for each thread: (index of its node in Pool.nodes,
+# its number within the node, threads of that node, the node's first thread).
+NODES, SEATS, SEAT_BYTES = 576, 640, 32
 DONE_WELL, IN_USE, FAULT = 0, 1, 2  # how a call ends
 _WAIT, _WAKE, _EVERYBODY = 128, 129, 1 << 30  # FUTEX_WAIT | PRIVATE, FUTEX_WAKE | PRIVATE
 

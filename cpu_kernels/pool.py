@@ -1,7 +1,7 @@
 """The thread pool: workers that spin in native code, never take the GIL, and park when idle.
 
-The caller takes part as thread 0 and keeps its own CPU mask; workers 1.. are pinned, one to a physical core. One caller
-at a time: the pool is the engine's, not the process's.
+The caller takes part as thread 0; where the threads run says topology.py. One call at a time: the pool is the engine's,
+not the process's.
 """
 
 import contextlib
@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from . import other_threads, topology
 from .atomic import load_i64
 from .control import (
     CHUNK,
     DONE_WELL,
     FAULTS,
     IN_USE,
-    SIZE,
+    NODES,
+    SEAT_BYTES,
+    SEATS,
     SLEEPERS,
     SLOT,
     THREADS,
@@ -31,9 +34,21 @@ from .control import (
 from .faults import WorkerFault, fault, forget_slots, free_slot, install, take_slot, watch_exceptions
 from .jit import entry
 from .program import Program, Scratch, aligned
-from .topology import default_threads, pin_order
 
-__all__ = ["CHUNK", "MAX_THREADS", "SLEEPERS", "THREADS", "Pool", "Program", "WorkerFault", "barrier", "dispatch"]
+__all__ = [
+    "CHUNK",
+    "MAX_THREADS",
+    "NODES",
+    "SEATS",
+    "SEAT_BYTES",
+    "SLEEPERS",
+    "THREADS",
+    "Pool",
+    "Program",
+    "WorkerFault",
+    "barrier",
+    "dispatch",
+]
 
 MAX_THREADS = 1024
 
@@ -49,25 +64,34 @@ def _stop(control, arguments):
     dispatch(control, 0, 0)
 
 
-def _serve(memory: np.ndarray, control: int, thread: int, slot: int, cpu: int | None) -> None:
+def _serve(memory: np.ndarray, control: int, thread: int, slot: int, cpus: tuple[int, ...] | None, notes: set) -> None:
     """A worker's life. Holds `memory`, not the pool, so that a forgotten pool can be collected."""
-    if cpu is not None:
-        with contextlib.suppress(OSError):  # the mask shrank since we looked: run wherever we may
-            os.sched_setaffinity(0, {cpu})
+    if cpus is not None:
+        _confine(cpus, notes)
     work(control, thread, slot)
 
 
-def _shut(memory: np.ndarray, control: int, workers: list[threading.Thread], slots: list[int], process: int) -> bool:
+def _confine(cpus: tuple[int, ...], notes: set) -> None:
+    """The calling thread to these CPUs."""
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:  # a container forbids it, or the mask shrank since we looked: run wherever we may
+        notes.add(f"threads are not pinned: {error.strerror or error}")
+
+
+def _shut(memory: np.ndarray, control: int, workers: list[threading.Thread], undo: contextlib.ExitStack) -> bool:
     """False where a call is still running."""
-    if os.getpid() != process:  # a forked child has no workers to stop
-        return True
     if run_entry(control, _stop.address, np.zeros(0, np.int64)) == IN_USE:
         return False
     for worker in workers:
         worker.join()
-    for slot in slots:
-        free_slot(slot)
+    undo.close()
     return True
+
+
+def _release_mask(thread: int, mask: set[int]) -> None:
+    with contextlib.suppress(OSError):  # the thread has ended
+        os.sched_setaffinity(thread, mask)
 
 
 _POOLS: "weakref.WeakSet[Pool]" = weakref.WeakSet()
@@ -76,6 +100,7 @@ _POOLS: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 def _after_fork() -> None:
     forget_slots()
     for pool in list(_POOLS):
+        pool._finalize.detach()  # no workers to stop
         pool._unusable = "this Pool's threads stayed behind in the parent process: make a new Pool after fork"
 
 
@@ -83,29 +108,47 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class Pool:
-    """`threads` compute threads, the caller included. Default: one for each physical core within mask and quota."""
+    """`threads` compute threads, the caller included. Default: one for each physical core within mask and quota.
 
-    def __init__(self, threads: int | None = None):
-        count = default_threads() if threads is None else threads
+    `nodes`: the groups that they form, None for the machine's NUMA nodes, or a number of virtual ones (for tests; 1: no
+    groups). `node_of_thread[i]` is the index in `nodes` of thread i's node; threads of a node are numbered together.
+    `notes`: what the machine did not allow, a sentence each.
+    """
+
+    def __init__(self, threads: int | None = None, *, nodes: int | None = None):
+        count = topology.default_threads() if threads is None else threads
         if not 1 <= count <= MAX_THREADS:
             raise ValueError(f"{count} threads; 1 to {MAX_THREADS} are possible")
         self.threads = count
+        self.nodes = topology.group_nodes(topology.nodes(), count, nodes)
+        self._seats = topology.seats(count, self.nodes, topology.cpu_quota())
+        self.node_of_thread = tuple(seat.node for seat in self._seats)
+        self.notes: set[str] = set()
         self._unusable = ""
-        self._memory, self._control = aligned(SIZE)
+        self._memory, self._control = aligned(SEATS + SEAT_BYTES * count)
         self._scratch = Scratch(keep=False)
         self._program: Program | None = None
         install()
-        slots = [take_slot(self._control + FAULTS, thread) for thread in range(count)]
+        self._start()
+        _POOLS.add(self)
+
+    def _start(self) -> None:
+        undo, workers = contextlib.ExitStack(), list[threading.Thread]()
+        slots = [take_slot(self._control + FAULTS, thread) for thread in range(self.threads)]
+        for slot in slots:
+            undo.callback(free_slot, slot)
         self._write(SLOT, slots[0])
-        # Thread 0 is the caller, wherever it runs. More threads than CPUs: nobody is pinned, the scheduler shares.
-        cpus: list[Any] = pin_order()
-        if count > len(cpus):
-            cpus = [None] * count
-        workers: list[threading.Thread] = []
-        self._finalize = weakref.finalize(self, _shut, self._memory, self._control, workers, slots, os.getpid())
+        self._write_seats()
+        other_threads.hold()
+        undo.callback(other_threads.release)
+        if self._seats[0].cpus is not None and len(self.nodes) > 1:
+            # The caller is thread 0: it stays on the first node. Otherwise it keeps its mask, and a CPU is left to it.
+            undo.callback(_release_mask, threading.get_native_id(), os.sched_getaffinity(0))
+            _confine(self.nodes[0].cpus, self.notes)
+        self._finalize = weakref.finalize(self, _shut, self._memory, self._control, workers, undo)
         try:
-            for i in range(1, count):
-                arguments = (self._memory, self._control, i, slots[i], cpus[i])
+            for i in range(1, self.threads):
+                arguments = (self._memory, self._control, i, slots[i], self._seats[i].cpus, self.notes)
                 worker = threading.Thread(target=_serve, args=arguments, name=f"cpu_kernels-{i}", daemon=True)
                 workers.append(worker)
                 worker.start()
@@ -114,8 +157,20 @@ class Pool:
             self._write(THREADS, 1 + len(workers))
             self._finalize()
             raise
-        self._write(THREADS, count)
-        _POOLS.add(self)
+        self._write(THREADS, self.threads)
+
+    def _write_seats(self) -> None:
+        self._write(NODES, len(self.nodes))
+        for thread, node in enumerate(self.node_of_thread):
+            first, members = self.node_of_thread.index(node), self.node_of_thread.count(node)
+            for i, value in enumerate((node, thread - first, members, first)):
+                self._write(SEATS + SEAT_BYTES * thread + 8 * i, value)
+
+    def __str__(self) -> str:
+        cpus = topology.format_cpus({cpu for node in self.nodes for cpu in node.cpus})
+        pinned = ", pinned" if self._seats[-1].cpus is not None and len(self._seats[-1].cpus) == 1 else ""
+        groups = f" in {len(self.nodes)} NUMA nodes" if len(self.nodes) > 1 else ""
+        return "; ".join([f"{self.threads} threads on CPUs {cpus}{groups}{pinned}", *sorted(self.notes)])
 
     def _write(self, offset: int, value: int) -> None:
         at = self._control - self._memory.ctypes.data + offset

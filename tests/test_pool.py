@@ -1,7 +1,6 @@
-"""The pool runs every job on every thread, sleeps when idle, and ends cleanly; the topology is read from any tree."""
+"""The pool runs every job on every thread, sleeps when idle, and ends cleanly."""
 
 import gc
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from cpu_kernels import Pool
 from cpu_kernels.atomic import fetch_add, load_i64, store_i64
 from cpu_kernels.jit import job, kernel
 from cpu_kernels.pool import MAX_THREADS, SLEEPERS, dispatch
-from cpu_kernels.topology import cpu_quota, default_threads, physical_cpus, pin_order
 
 
 @job
@@ -168,47 +166,3 @@ def test_ctrl_c_interrupts_between_jobs():
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=120) == -signal.SIGINT
-
-
-def _tree(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
-
-
-def test_one_thread_for_each_physical_core(tmp_path):
-    siblings = {0: "0,4", 4: "0,4", 1: "1,5", 5: "1,5", 2: "2", 7: "7"}
-    sysfs = _tree(tmp_path, {f"cpu{i}/topology/thread_siblings_list": text + "\n" for i, text in siblings.items()})
-    assert physical_cpus({0, 1, 2, 4, 5, 7}, sysfs) == [0, 1, 2, 7]
-    assert physical_cpus({4, 5}, sysfs) == [4, 5]  # the mask hides their siblings
-    assert pin_order({0, 1, 4, 5}, sysfs) == [0, 1, 4, 5]
-    assert physical_cpus({3, 9}, sysfs) == [3, 9]  # no topology known: every CPU is a core
-
-
-@pytest.mark.parametrize(
-    ("cgroup", "files", "quota"),
-    [
-        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "250000 100000\n"}, 2.5),
-        ("0::/\n", {}, float("inf")),
-        ("0::/a\n", {"a/cpu.max": "max 100000\n"}, float("inf")),
-        (
-            "5:cpu,cpuacct:/a\n1:memory:/a\n",
-            {"cpu/a/cpu.cfs_quota_us": "300000\n", "cpu/a/cpu.cfs_period_us": "100000\n"},
-            3.0,
-        ),
-        ("5:cpu:/a\n", {"cpu/a/cpu.cfs_quota_us": "-1\n", "cpu/a/cpu.cfs_period_us": "100000\n"}, float("inf")),
-    ],
-)
-def test_the_smallest_quota_of_all_groups_counts(tmp_path, cgroup, files, quota):
-    assert cpu_quota(_tree(tmp_path, {"self": cgroup}) / "self", _tree(tmp_path, files)) == quota
-
-
-def test_default_threads_respect_the_mask():
-    everything = os.sched_getaffinity(0)
-    assert 1 <= default_threads() <= len(everything)
-    os.sched_setaffinity(0, {min(everything)})
-    try:
-        assert default_threads() == 1
-    finally:
-        os.sched_setaffinity(0, everything)
