@@ -22,7 +22,7 @@ from .matrix import COLUMNS, COUNT, FLAGS, FLOAT, ROWS, Matrix, address
 from .pool import Pool
 from .product import column_space, quantize_share, thread_bytes, unit_groups
 from .rows import matrix_groups, multiply_rows
-from .simd import exp, fdiv, fma, load_f32, load_f32x8, load_i32, splat_f32x8, store
+from .simd import exp, fdiv, fma, load_f32, load_f32x8, load_i32, store
 
 WIDTH = 64  # columns at a time: their gate, up or down values stay in the cache
 
@@ -92,7 +92,8 @@ def _add_weighted(values, rows, weight, out):
 @device
 def _start_output(arguments, first, rows):
     """Rows `first` .. of every token's output: 0, or the residual, which may lie in the same place."""
-    values, out, residual = load_i64(arguments + _VALUES), load_i64(arguments + _OUT_BASE), load_i64(arguments + _RESIDUAL)
+    values, residual = load_i64(arguments + _VALUES), load_i64(arguments + _RESIDUAL)
+    out = load_i64(arguments + _OUT_BASE)
     for token in range(load_i64(arguments + _TOKENS)):
         at = 4 * (token * values + first)
         for r in range(at, at + 4 * rows, 4):
@@ -106,7 +107,7 @@ def _output_unit(arguments, group, groups, work, space):
     rows = min(LANES * groups, load_i64(arguments + _VALUES) - LANES * group)
     _start_output(arguments, LANES * group, rows)
     lists = space + 4 * LANES * groups * WIDTH
-    for i in range(load_i64(arguments + _ACTIVE_COUNT)):
+    for _ in range(load_i64(arguments + _ACTIVE_COUNT)):
         down, index = load_i64(active + DOWN), load_i64(active + INDEX)
         for done in range(0, load_i64(active + COUNT_PAIRS), WIDTH):
             pair = load_i64(active + PAIRS) + done
@@ -192,7 +193,7 @@ def _hidden_space(rows):
 
 @register_jitable
 def _layout(experts, tokens, used, values, hidden, shared_hidden):
-    """Offsets into the working memory: sorting, lists of tokens, active experts, lists of pairs, x, hidden values, end."""
+    """Offsets into working memory: sorting, lists of tokens, active experts, lists of pairs, x, hidden values; end."""
     pairs = tokens * used + (tokens if shared_hidden else 0)
     ends = JOB_BYTES
     lists = ends + 8 * experts + 8 * pairs
@@ -323,7 +324,8 @@ def routed_experts(
     if shared is not None:
         _check_matrices(*shared)
         if shared[0].count != 1 or shared[0].columns != gate.columns:
-            raise ValueError(f"the shared expert is {shared[0].count} of {shared[0].columns} columns; 1 of {gate.columns}")
+            found = f"{shared[0].count} of {shared[0].columns} columns"
+            raise ValueError(f"the shared expert is {found}; needed is 1 of {gate.columns}")
     if residual is not None:
         residual = result(residual, x.shape)
     out = result(out, x.shape)

@@ -116,5 +116,3 @@ def float_dequantizer(form: type[FloatFormat]) -> Any:
         return types.void(*[types.int64] * 4), codegen
 
     return dequantize
-
-

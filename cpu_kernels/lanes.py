@@ -98,7 +98,7 @@ class Lanes:
         return (self.widen(I32) << 16).bits(F32)
 
     def real_from_f16(self) -> "Lanes":
-        """int16 bit patterns. One instruction; without it: shift the exponent to its place, rebias by an exact product."""
+        """int16 bit patterns. One instruction, or: shift the exponent to its place, rebias by an exact product."""
         if HALF:
             halves = self.bits(F16).value
             return self._new(self.builder.fpext(halves, vector(F32, self.count)))

@@ -1,4 +1,4 @@
-"""Products of bytes, as each instruction set does them, over 16 lanes: lane r of an accumulator belongs to weight row r.
+"""Products of bytes as each instruction set does them, over 16 lanes: lane r of a sum belongs to weight row r.
 
 A step adds, in every lane, four products of an unsigned weight byte and a signed activation byte. One class for each
 kind of CPU; `MACHINE` is the one for the CPU that the compiler aims at.
@@ -179,7 +179,9 @@ class NeonDot(_Machine):
 
     @classmethod
     def _lookup(cls, index, entries):
-        return Lanes(index.builder, call(index.builder, "llvm.aarch64.neon.tbl1.v16i8", index.type, entries, index.value))
+        return Lanes(
+            index.builder, call(index.builder, "llvm.aarch64.neon.tbl1.v16i8", index.type, entries, index.value)
+        )
 
     def zero(self):
         return [splat(self.builder, 0, I32, 4)] * 4

@@ -82,7 +82,7 @@ class Matrix:
         self.type, self.columns = type, columns
         self.row_bytes = columns // form.VALUES * form.BYTES
 
-    def _place(self, data: np.ndarray, layout: str, rows: int, place: tuple[int, int, int], count: int) -> None:
+    def _place(self, data: np.ndarray, layout: str, rows: int, place: tuple[int, ...], count: int) -> None:
         module = load_format(self.type)
         form = module.FORMAT
         self.data, self.layout, self.rows, self.count = data, layout, rows, count

@@ -1,6 +1,5 @@
 """Row groups of a Matrix of either layout times columns, for jobs: one call computes some groups times all columns."""
 
-
 from . import matrix as descriptor
 from .atomic import call_dequantize, call_multiply, load_i64, store_i64
 from .jit import device
@@ -138,5 +137,3 @@ def dequantize_group(matrix, index, group, target, work):
     stride = 4 * load_i64(matrix + descriptor.COLUMNS)
     blocks = load_i64(matrix + descriptor.BLOCKS)
     call_dequantize(load_i64(matrix + descriptor.DEQUANTIZE), weights, blocks, target, stride)
-
-

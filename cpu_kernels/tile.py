@@ -235,5 +235,3 @@ def _store_word(block: Format, b: int, word: int, rows: list[Memory]) -> None:
     quads = pairs[0].pick(range(64), pairs[1])
     for r, row in enumerate(rows):
         row.store(quads.pick([r, r + 16, r + 32, r + 48]))
-
-

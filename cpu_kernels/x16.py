@@ -1,4 +1,4 @@
-"""The x16 layout: 16 rows of a GGUF tensor interleaved word by word, so that a vector holds 16 rows' bytes side by side.
+"""The x16 layout: 16 rows of a GGUF tensor interleaved word by word: a vector holds 16 rows' bytes side by side.
 
 A group of 16 rows whose rows are B blocks of W words of 4 bytes, and one field of 2 bytes (most formats' scale):
     [block 0..B-1][word 0..W-1][row 0..15] 4 bytes | [block 0..B-1][row 0..15] 2 bytes, where there is such a field

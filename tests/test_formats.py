@@ -9,15 +9,12 @@ import tempfile
 from pathlib import Path
 
 import gguf
-import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from llvmlite import ir
 
 from cpu_kernels import SUPPORTED, Matrix, Pool, dequantize, embed, interleave, linear, linear_heads_transposed
 from cpu_kernels.jit import _cache_directory
 from cpu_kernels.matrix import load_format
-from cpu_kernels.vector import I8x32
 from tests.random_weights import SCALES, as_multiplied, random_matrix, random_weights, values_of
 
 TYPES = sorted(SUPPORTED)
@@ -187,34 +184,6 @@ def test_without_a_home_kernels_are_compiled_for_this_process(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     assert _cache_directory().parent == Path(tempfile.gettempdir())
-
-
-# Instruction sets other than this machine's: what can only be compiled is compiled and read, what can be run is run.
-TARGETS = {
-    "AVX-512 VNNI": ({"AVX2", "VNNI"}, "x86_64-unknown-linux-gnu", "znver4", ("vpdpbusd", "vpsignb", "vpshufb")),
-    "AVX2": ({"AVX2"}, "x86_64-unknown-linux-gnu", "haswell", ("vpmaddubsw", "vpmaddwd", "vpsignb", "vpshufb")),
-    "x86-64": (set(), "x86_64-unknown-linux-gnu", "x86-64", ("pmaddwd", "paddd")),
-    "NEON dotprod": ({"NEON_DOT"}, "aarch64-unknown-linux-gnu", "neoverse-n1", ("sdot", "tbl")),
-    "NEON": (set(), "aarch64-unknown-linux-gnu", "cortex-a53", ("smull", "addp")),
-}
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_products_compile_to_the_intended_instructions(target, monkeypatch):
-    flags, triple, cpu, instructions = TARGETS[target]
-    for flag in ("AVX2", "VNNI", "NEON_DOT"):
-        monkeypatch.setattr(dot, flag, flag in flags)
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-    module = ir.Module()
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.PointerType()] * 4), "products")
-    builder = ir.IRBuilder(function.append_basic_block())
-    w, x, table = (builder.load(pointer, typ=I8x32.llvm) for pointer in function.args[:3])
-    builder.store(dot.emit_dot(builder, dot.emit_lookup(builder, table, w), x, signed=True), function.args[3])
-    builder.ret_void()
-    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
-    assembly = machine.emit_assembly(llvm.parse_assembly(str(module)))
-    assert [name for name in instructions if f"\t{name}" not in assembly] == []
 
 
 LESSER = {"x86-64": ["Q8_0", "IQ4_XS", "Q4_K"], "haswell": ["Q8_0", "IQ4_XS", "Q4_K"]}
