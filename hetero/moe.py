@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from cpu_kernels import Matrix, Pool, ffn, route, routed_experts
+from cpu_kernels import Matrix, Pool, add, ffn, route, routed_experts
 from hetero.config import ModelConfig
 from hetero.linear import Linear
 
@@ -35,6 +35,7 @@ class Router:
         self.ffn_gate_inp, self.exp_probs_b = ffn_gate_inp, exp_probs_b
         self.choose = partial(
             route,
+            ffn_gate_inp.pool,
             used=config.experts_used,
             groups=config.expert_groups,
             groups_used=config.expert_groups_used,
@@ -59,5 +60,5 @@ class MoE:
         self.chosen, weights = self.router(x)
         out = routed_experts(self.pool, self.routed.gate, self.routed.up, self.routed.down, x, self.chosen, weights)
         if self.shared is not None:
-            out += self.shared(x)
+            add(self.pool, out, self.shared(x))
         return out
