@@ -142,6 +142,18 @@ class EvalFlags:
     ] = None
 
 
+@dataclass
+class BenchFlags:
+    """What `bench` measures; the same names as hetero.bench.Bench."""
+
+    prompt: Annotated[int, Option(min=1, help="Tokens of the prompt.")] = 512
+    generate: Annotated[int, Option(min=1, help="Tokens to generate.")] = 128
+    depth: Annotated[int, Option(min=0, help="Tokens of context before those.")] = 0
+    repeat: Annotated[int, Option(min=1, help="Rounds; medians are shown.")] = 3
+    compare: Annotated[Literal["llama.cpp"] | None, Option(help="Another engine, in turns, on the same file.")] = None
+    synthetic: Annotated[str | None, Option(metavar="PRESET", help="A model without its file (later versions).")] = None
+
+
 def verb(function: Callable[..., None]) -> Callable[..., None]:
     """Registers a command. A parameter whose type is a dataclass of flags becomes one option for each of its fields."""
     parameters, groups = [], {}
@@ -249,6 +261,16 @@ def generate(model: Model = DEMO, *, flags: PromptFlags, sampling: SamplingFlags
         else:
             screen.stream(answer)
             screen.note(str(engine.telemetry))
+
+
+@verb
+def bench(model: Model = DEMO, as_json: Json = False, *, flags: BenchFlags, run: RunFlags) -> None:
+    """Measure speed. Prefill and decode, under what the memory's bandwidth allows."""
+    from hetero.bench import Bench, describe, run_bench
+    from hetero.terminal import Screen
+
+    result = run_bench(Bench(model=_path(model), **vars(flags)), run.config(), Screen())
+    print(json.dumps(result, indent=1) if as_json else describe(result))
 
 
 @verb

@@ -47,18 +47,18 @@ def tile_speed(pool: Pool) -> float:
     return 2 * pool.threads * TILE_REPEATS * TILE_ROWS * TILE_COLUMNS * (LATENT + ROPE) / seconds
 
 
-def filled_layer(depth: int, kv: str) -> tuple[np.ndarray, np.ndarray]:
+def filled_layer(pool: Pool, depth: int, kv: str) -> tuple[np.ndarray, np.ndarray]:
     """A layer with `depth` random tokens in shuffled pages, and its block table."""
     rng, pages = np.random.default_rng(0), -(-depth // 64)
     layer, table = cache_layer(pages, kv, LATENT + ROPE), rng.permutation(pages).astype(np.int32)
     values = rng.standard_normal((pages * 64, LATENT + ROPE), dtype=np.float32)
-    write_cache(layer, values[:, :LATENT], values[:, LATENT:], np.arange(pages * 64))
+    write_cache(pool, layer, values[:, :LATENT], values[:, LATENT:], np.arange(pages * 64))
     return layer, table[None, :]
 
 
 def decode(pool: Pool, heads: int, depth: int, kv: str) -> tuple[Callable[[], object], int]:
     """One token at `depth`: the call, and its floating point operations."""
-    layer, table = filled_layer(depth, kv)
+    layer, table = filled_layer(pool, depth, kv)
     rng = np.random.default_rng(1)
     q, q_rope = (rng.standard_normal((1, heads, part), dtype=np.float32) for part in (LATENT, ROPE))
     sequence, positions = np.zeros(1, np.int32), np.array([depth - 1], np.int32)
@@ -68,7 +68,7 @@ def decode(pool: Pool, heads: int, depth: int, kv: str) -> tuple[Callable[[], ob
 
 def prefill(pool: Pool, heads: int, depth: int, kv: str) -> tuple[Callable[[], object], int]:
     """The last PROMPT tokens of `depth`."""
-    layer, table = filled_layer(depth, kv)
+    layer, table = filled_layer(pool, depth, kv)
     rng = np.random.default_rng(2)
     q = rng.standard_normal((PROMPT, heads, NOPE + ROPE), dtype=np.float32)
     k_up, v_up = (rng.standard_normal((heads, rows, LATENT), dtype=np.float32) * 0.04 for rows in (NOPE, VALUE))

@@ -3,12 +3,10 @@
 import numpy as np
 from numba import carray
 
-from .cache import PAGE, cache_width, read_row
+from .cache import KINDS, PAGE, cache_width, read_row
 from .gemm import whole_vectors
 from .jit import fast_kernel, kernel
 from .memory import f32_at, u8_at, u16_at
-
-KINDS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint8): 2}
 
 
 @kernel

@@ -10,12 +10,14 @@ import numpy as np
 from numba import carray
 
 from .atomic import fetch_add
-from .attention import KINDS, check_context, check_layer, load_page, load_query
-from .cache import PAGE
+from .attention import check_context, check_layer, load_page, load_query
+from .cache import KINDS, PAGE
 from .gemm import multiply_add, multiply_transposed, row_stride, whole_vectors
 from .jit import entry, fast_kernel, job, kernel
+from .matrix import address
 from .memory import f32_at, i32_at, i64_at
 from .pool import CHUNK, Pool, dispatch
+from .rows import bits
 from .softmax import LOWEST, clear_rows, scalar_exp, softmax_tile
 
 ROW_BLOCK = 32
@@ -219,13 +221,13 @@ def mla_absorbed(
     thread_bytes = 4 * int(ROW_BLOCK * (row_stride(latent + rope) + SCORE_STRIDE) + PAGE * row_stride(latent + rope))
     a = np.zeros(ROWS + 1, np.int64)
     a[ATTEND], a[MERGE] = _attend_job.address, _merge_job.address
-    a[QUERY], a[QUERY_ROPE], a[TOKEN_STRIDE], a[HEAD_STRIDE] = q.ctypes.data, q_rope.ctypes.data, *q_rope.strides[:2]
-    a[POSITIONS], a[SEQUENCE] = positions.ctypes.data, sequence.ctypes.data
-    a[TOKENS : SCALE + 1] = tokens, heads, latent, rope, np.float64(scale).view(np.int64)
-    a[LAYER], a[KIND], a[ROW_BYTES] = layer.ctypes.data, KINDS[layer.dtype], layer.strides[1]
-    a[TABLE], a[TABLE_PAGES], a[STEADY] = block_table.ctypes.data, block_table.shape[1], steady
+    a[QUERY], a[QUERY_ROPE], a[TOKEN_STRIDE], a[HEAD_STRIDE] = address(q), address(q_rope), *q_rope.strides[:2]
+    a[POSITIONS], a[SEQUENCE] = address(positions), address(sequence)
+    a[TOKENS : SCALE + 1] = tokens, heads, latent, rope, bits(scale)
+    a[LAYER], a[KIND], a[ROW_BYTES] = address(layer), KINDS[layer.dtype], layer.strides[1]
+    a[TABLE], a[TABLE_PAGES], a[STEADY] = address(block_table), block_table.shape[1], steady
     a[SCRATCH] = pool.scratch(pool.threads * thread_bytes + partial + blocks)
     a[SCRATCH_BYTES], a[PARTIAL], a[PARTIAL_SIZE] = thread_bytes, a[SCRATCH] + pool.threads * thread_bytes, partial
-    a[BLOCKS], a[OUT] = a[PARTIAL] + partial, out.ctypes.data
+    a[BLOCKS], a[OUT] = a[PARTIAL] + partial, address(out)
     pool.call(_absorbed.address, a, q, q_rope, layer, block_table, sequence, positions, out)
     return out

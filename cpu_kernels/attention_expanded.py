@@ -13,29 +13,32 @@ from numba import carray
 
 from .atomic import fetch_add
 from .attention import (
-    KINDS,
     check_context,
     check_layer,
     load_page,
     load_query,
 )
-from .cache import PAGE
+from .cache import KINDS, PAGE
 from .gemm import multiply_add, multiply_transposed, row_stride, whole_vectors
-from .jit import fast_kernel, job, kernel
+from .jit import entry, fast_kernel, job, kernel
+from .matrix import address
 from .memory import f32_at, i32_at, i64_at
 from .pool import CHUNK, Pool, dispatch
+from .rows import bits
 from .softmax import clear_rows, softmax_tile
 
 KEYS = 2 * PAGE
 SCORE_STRIDE = KEYS + 16
 QUERIES = 2048  # of one unit; more would recompute less and need more scratch memory
 QUERY_BLOCK = 64
+STEP = 64  # rows of a transposed W_uk that are multiplied at a time: a strip of them stays in the first-level cache
 
-# The job's int64 arguments. SCALE holds the bits of a float64; those after SCRATCH_BYTES are offsets in a thread's
-# scratch memory: queries, weighted sums and softmax states of a unit; latents, keys, values and scores of a tile.
-(COUNTER, QUERY, POSITIONS, TOKENS, HEADS, KEY_WIDTH, NOPE, LATENT, VALUE, SCALE, K_UP, V_UP, UP_STRIDE, LAYER,
- KIND, ROW_BYTES, PAGES, PARTS, PART_TOKENS, OUT, SCRATCH, SCRATCH_BYTES,
- QUERIES_AT, SUMS_AT, STATES_AT, LATENTS_AT, KEYS_AT, VALUES_AT, SCORES_AT) = range(29)  # fmt: skip
+# The int64 arguments of the entry and its job. SCALE holds the bits of a float64; those after SCRATCH_BYTES are offsets
+# in a thread's scratch memory: queries, weighted sums and softmax states of a unit; latents, keys, values and scores of
+# a tile.
+(JOB, COUNTER, QUERY, POSITIONS, TOKENS, HEADS, KEY_WIDTH, NOPE, LATENT, VALUE, SCALE, K_UP, K_TRANSPOSED, V_UP,
+ UP_STRIDE, LAYER, KIND, ROW_BYTES, PAGES, PARTS, PART_TOKENS, OUT, SCRATCH, SCRATCH_BYTES,
+ QUERIES_AT, SUMS_AT, STATES_AT, LATENTS_AT, KEYS_AT, VALUES_AT, SCORES_AT) = range(31)  # fmt: skip
 
 
 @fast_kernel
@@ -50,6 +53,14 @@ def _copy_rope(latents, tile_stride, keys, key_stride, a, count):
 
 
 @kernel
+def _clear_columns(rows, stride, count, columns):
+    for i in range(count):
+        row = carray(f32_at(rows + 4 * i * stride), (columns,))
+        for j in range(columns):
+            row[j] = 0.0
+
+
+@kernel
 def _expand_keys(a, scratch, start, count, head):
     """Latents start .. start + count - 1 from the cache, then this head's keys and values of them."""
     rope = a[KEY_WIDTH] - a[NOPE]
@@ -61,9 +72,16 @@ def _expand_keys(a, scratch, start, count, head):
         rows = min(PAGE, count - first)
         to = latents + 4 * first * tile
         load_page(a[LAYER], a[KIND], a[ROW_BYTES], page, rows, a[LATENT] + rope, to, tile)
-    k_up = a[K_UP] + 4 * head * a[NOPE] * a[UP_STRIDE]
+    k_up = a[K_UP] + 4 * head * a[NOPE] * (a[LATENT] if a[K_TRANSPOSED] != 0 else a[UP_STRIDE])
     v_up = a[V_UP] + 4 * head * a[VALUE] * a[UP_STRIDE]
-    multiply_transposed(latents, tile, k_up, a[UP_STRIDE], keys, key, count, a[NOPE], a[LATENT])
+    if a[K_TRANSPOSED] != 0:
+        _clear_columns(keys, key, count, a[NOPE])
+        for k in range(0, a[LATENT], STEP):
+            depth = min(STEP, a[LATENT] - k)
+            up = k_up + 4 * k * a[NOPE]
+            multiply_add(latents + 4 * k, tile, up, a[NOPE], keys, key, count, a[NOPE], depth)
+    else:
+        multiply_transposed(latents, tile, k_up, a[UP_STRIDE], keys, key, count, a[NOPE], a[LATENT])
     multiply_transposed(latents, tile, v_up, a[UP_STRIDE], values, value, count, a[VALUE], a[LATENT])
     _copy_rope(latents, tile, keys, key, a, count)
 
@@ -127,22 +145,20 @@ def _expanded_job(arguments, thread, threads):
         unit = fetch_add(a[COUNTER], 1)
 
 
-@kernel
-def _run(control, expanded, a, q, positions, k_up, v_up, layer, pages, out):
-    a[COUNTER], a[QUERY], a[POSITIONS] = control + CHUNK, q.ctypes.data, positions.ctypes.data
-    a[K_UP], a[V_UP], a[LAYER] = k_up.ctypes.data, v_up.ctypes.data, layer.ctypes.data
-    a[PAGES], a[OUT] = pages.ctypes.data, out.ctypes.data
-    dispatch(control, expanded, a.ctypes.data)
+@entry
+def _expanded(control, arguments):
+    a = carray(i64_at(arguments), (SCORES_AT + 1,))
+    a[COUNTER] = control + CHUNK
+    dispatch(control, a[JOB], arguments)
 
 
-def _check_weights(q: np.ndarray, k_up: np.ndarray, v_up: np.ndarray) -> None:
-    for name, up in (("k_up", k_up), ("v_up", v_up)):
-        if up.ndim != 3 or up.dtype != np.float32 or not up.flags.c_contiguous:
-            raise ValueError(
-                f"mla_expanded: {name} must be a contiguous float32 [H, rows, C], got {up.dtype} {up.shape}"
-            )
-    heads, nope, latent = k_up.shape
-    if q.shape[1] != heads or q.shape[2] < nope or v_up.shape[0] != heads or v_up.shape[2] != latent:
+def _check_weights(q: np.ndarray, k_up: np.ndarray, v_up: np.ndarray, nope: int) -> None:
+    for name, array in (("q", q), ("k_up", k_up), ("v_up", v_up)):
+        if array.ndim != 3 or array.dtype != np.float32 or not array.flags.c_contiguous:
+            found = f"{array.dtype} {array.shape}"
+            raise ValueError(f"mla_expanded: {name} must be contiguous float32 of 3 dimensions, got {found}")
+    heads, latent = len(v_up), v_up.shape[2]
+    if q.shape[1] != heads or q.shape[2] < nope or k_up.shape[0] != heads or k_up.size != heads * nope * latent:
         raise ValueError(f"mla_expanded: q {q.shape}, k_up {k_up.shape} and v_up {v_up.shape} do not fit")
 
 
@@ -168,32 +184,37 @@ def mla_expanded(
     block_row: np.ndarray,
     positions: np.ndarray,
     scale: float,
+    k_transposed: bool = False,
 ) -> np.ndarray:
     """q[T, H, N + R] of one sequence -> [T, H, V]; k_up[H, N, C] and v_up[H, V, C] expand the latents.
 
-    Token t attends positions 0 .. positions[t], int32 and ascending; block_row int32 [P] lists the sequence's pages.
+    With `k_transposed` k_up is [H, C, N], as GGUF files have it. Token t attends positions 0 .. positions[t], int32 and
+    ascending; block_row int32 [P] lists the sequence's pages.
     """
-    if q.ndim != 3 or q.dtype != np.float32 or not q.flags.c_contiguous:
-        raise ValueError(f"mla_expanded: q must be a contiguous float32 [T, H, values], got {q.dtype} {q.shape}")
-    check_layer(layer, q.shape[-1] - k_up.shape[1] + k_up.shape[-1], "mla_expanded")
-    _check_weights(q, k_up, v_up)
+    nope = k_up.shape[2 if k_transposed else 1]
+    _check_weights(q, k_up, v_up, nope)
+    (tokens, heads, key_width), (_, value, latent) = q.shape, v_up.shape
+    check_layer(layer, key_width - nope + latent, "mla_expanded")
     check_context(block_row[None, :], np.zeros_like(positions), positions, len(layer), "mla_expanded")
-    tokens, heads, key_width = q.shape
     if len(positions) != tokens or (np.diff(positions) < 0).any():
         raise ValueError(f"mla_expanded: {tokens} queries need as many ascending positions, got {len(positions)}")
-    nope, latent, value = k_up.shape[1], k_up.shape[2], v_up.shape[1]
     out = np.empty((tokens, heads, value), np.float32)
     if not tokens:
         return out
-    if latent % 16:  # the products read whole vectors
-        k_up, v_up = (np.pad(up, ((0, 0), (0, 0), (0, -latent % 16))) for up in (k_up, v_up))
+    if k_transposed and nope % 16:  # the products read whole vectors
+        k_up, k_transposed = np.ascontiguousarray(k_up.swapaxes(1, 2)), False
+    if latent % 16:
+        v_up = np.pad(v_up, ((0, 0), (0, 0), (0, -latent % 16)))
+        k_up = k_up if k_transposed else np.pad(k_up, ((0, 0), (0, 0), (0, -latent % 16)))
     part = _part_tokens(tokens, heads, pool.threads)
     sizes = _scratch_sizes(latent, key_width - nope, key_width, value, part)
     a = np.zeros(SCORES_AT + 1, np.int64)
-    a[TOKENS : SCALE + 1] = tokens, heads, key_width, nope, latent, value, np.float64(scale).view(np.int64)
-    a[UP_STRIDE] = k_up.shape[2]
-    a[KIND], a[ROW_BYTES], a[PARTS], a[PART_TOKENS] = KINDS[layer.dtype], layer.strides[1], -(-tokens // part), part
+    a[JOB], a[QUERY], a[POSITIONS] = _expanded_job.address, address(q), address(positions)
+    a[TOKENS : SCALE + 1] = tokens, heads, key_width, nope, latent, value, bits(scale)
+    a[K_UP : UP_STRIDE + 1] = address(k_up), k_transposed, address(v_up), v_up.shape[2]
+    a[LAYER], a[KIND], a[ROW_BYTES] = address(layer), KINDS[layer.dtype], layer.strides[1]
+    a[PAGES : OUT + 1] = address(block_row), -(-tokens // part), part, address(out)
     a[SCRATCH], a[SCRATCH_BYTES] = pool.scratch(pool.threads * sum(sizes)), sum(sizes)
     a[SUMS_AT : SCORES_AT + 1] = np.cumsum(sizes)[:-1]
-    _run(pool.control, _expanded_job.address, a, q, positions, k_up, v_up, layer.view(np.uint8), block_row, out)
+    pool.call(_expanded.address, a, q, k_up, v_up, layer, block_row, positions, out)
     return out

@@ -20,7 +20,7 @@ from .pool import Pool
 
 SHARE_BYTES, LEAST_SHARE_BYTES = 512 << 20, 64 << 20  # of all threads together; of each of very many
 WINDOW_BYTES = 16 << 20  # that a thread reads at a time: short enough for a quiet moment of a shared machine
-_STREAMS, _CHAINS, _STEP = 2, 8, 512  # per thread; sums that do not wait for each other; bytes of a stream per round
+STREAMS, _CHAINS, _STEP = 2, 8, 512  # of a thread; sums that do not wait for each other; bytes of a stream per round
 _PAGE = 4096
 
 _I32, _I64, _VECTOR = ir.IntType(32), ir.IntType(64), ir.VectorType(ir.IntType(32), 8)
@@ -39,9 +39,9 @@ def _read_streams(typing, start, end, apart):
         at = builder.phi(_I64)
         chains = [builder.phi(_VECTOR) for _ in range(_CHAINS)]
         read = list(chains)
-        for i in range(_STREAMS * _STEP // 32):
-            address = builder.add(at, _I64(i // _STREAMS * 32))
-            if i % _STREAMS:
+        for i in range(STREAMS * _STEP // 32):
+            address = builder.add(at, _I64(i // STREAMS * 32))
+            if i % STREAMS:
                 address = builder.add(address, apart)
             value = builder.load(builder.inttoptr(address, ir.PointerType()), typ=_VECTOR)
             value.align = 32
@@ -96,6 +96,10 @@ class Reader:
         seconds = perf_counter() - started
         self._arguments[2] = (self._arguments[2] + WINDOW_BYTES) % self._arguments[1]
         return self._pool.threads * WINDOW_BYTES / seconds
+
+    def combined(self) -> list[int]:
+        """Of the window read last, by each thread: every fourth 64-bit word, or-ed."""
+        return self._arguments[4:].tolist()
 
 
 def read_bandwidth(pool: Pool, seconds: float = 1.0) -> float:

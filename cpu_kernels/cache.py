@@ -7,15 +7,20 @@ ggml's: blocks of 32 values, a float16 scale and 32 signed bytes.
 from typing import Literal
 
 import numpy as np
-from numba import types
+from numba import carray, types
 from numba.extending import overload
 
 from .half import float_to_half, half_to_float
-from .jit import fast_kernel, kernel
+from .jit import entry, fast_kernel, job, kernel
+from .matrix import address
+from .memory import f32_at, i64_at, u8_at, u16_at
+from .pool import Pool
+from .rows import check_floats, share
 from .simd import f32_from_i32, i32_from_i8, load_i8x8, load_u16, store
 
 PAGE = 64  # tokens; fixed: every kernel and the files of saved sessions depend on it
 BLOCK, BLOCK_BYTES = 32, 34
+KINDS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint8): 2}  # as kernels know them
 
 
 def cache_layer(pages: int, kv: Literal["f32", "f16", "q8_0"], width: int) -> np.ndarray:
@@ -125,16 +130,41 @@ def _overload_read_row(row, values):
     return lambda row, values: read(row, values)
 
 
+# The int64 arguments of writing. Strides and row sizes are in bytes; SCRATCH holds a row of values for each thread.
+(JOB, ROWS, KIND, ROW_BYTES, WIDTH, LATENT, LATENT_STRIDE, ROPE, ROPE_STRIDE, SLOTS, TOKENS, SPLIT,
+ SCRATCH) = range(13)  # fmt: skip
+
+
 @kernel
-def _write(rows, latent, rope_key, slots):
-    split = latent.shape[1]
-    values = np.empty(split + rope_key.shape[1], np.float32)
-    for t in range(slots.size):
+def _store_row(kind, at, row_bytes, values):
+    if kind == 0:
+        write_row(values, carray(f32_at(at), (values.size,)))
+    elif kind == 1:
+        write_row(values, carray(u16_at(at), (values.size,)))
+    else:
+        write_row(values, carray(u8_at(at), (row_bytes,)))
+
+
+@job
+def _write_job(arguments, thread, threads):
+    a = carray(i64_at(arguments), (SCRATCH + 1,))
+    width, split = a[WIDTH], a[SPLIT]
+    values = carray(f32_at(a[SCRATCH] + 4 * width * thread), (width,))
+    slots = carray(i64_at(a[SLOTS]), (a[TOKENS],))
+    for t in range(a[TOKENS] * thread // threads, a[TOKENS] * (thread + 1) // threads):
+        latent = carray(f32_at(a[LATENT] + t * a[LATENT_STRIDE]), (split,))
+        rope = carray(f32_at(a[ROPE] + t * a[ROPE_STRIDE]), (width - split,))
         for i in range(split):
-            values[i] = latent[t, i]
-        for i in range(split, values.size):
-            values[i] = rope_key[t, i - split]
-        write_row(values, rows[slots[t]])
+            values[i] = latent[i]
+        for i in range(split, width):
+            values[i] = rope[i - split]
+        _store_row(a[KIND], a[ROWS] + slots[t] * a[ROW_BYTES], a[ROW_BYTES], values)
+
+
+@entry
+def _write(control, arguments):
+    a = carray(i64_at(arguments), (SCRATCH + 1,))
+    share(control, a[JOB], arguments, a[TOKENS] * a[WIDTH])
 
 
 @kernel
@@ -144,23 +174,25 @@ def _read(rows, slots, out):
 
 
 def _check_slots(slots: np.ndarray, rows: np.ndarray, tokens: int, verb: str) -> None:
-    if slots.shape != (tokens,) or slots.dtype != np.int64:
-        raise ValueError(f"{verb}: slots must be int64 [{tokens}], got {slots.dtype} {slots.shape}")
+    if slots.shape != (tokens,) or slots.dtype != np.int64 or not slots.flags.c_contiguous:
+        raise ValueError(f"{verb}: slots must be contiguous int64 [{tokens}], got {slots.dtype} {slots.shape}")
     if tokens and not (slots.min() >= 0 and slots.max() < len(rows)):
         raise ValueError(f"{verb}: slots {slots.min()} to {slots.max()} in a layer of {len(rows)}")
 
 
-def write_cache(layer: np.ndarray, latent: np.ndarray, rope_key: np.ndarray, slots: np.ndarray) -> None:
-    """Store latent[T, C] and rope_key[T, R] (rows may be strided) at slots int64 [T]."""
+def write_cache(pool: Pool, layer: np.ndarray, latent: np.ndarray, rope_key: np.ndarray, slots: np.ndarray) -> None:
+    """Store latent[T, C] and rope_key[T, R] (rows may be strided) at slots int64 [T], each another one."""
     rows, width = _rows(layer, "write_cache"), cache_width(layer)
     if latent.ndim != 2 or rope_key.ndim != 2 or latent.shape[1] + rope_key.shape[1] != width:
         raise ValueError(f"write_cache: latent {latent.shape} and rope key {rope_key.shape} for rows of {width} values")
-    if not latent.dtype == rope_key.dtype == np.float32:
-        raise ValueError(f"write_cache: float32 expected, got {latent.dtype} and {rope_key.dtype}")
+    check_floats("write_cache", latent=latent, rope_key=rope_key)
     if len(latent) != len(rope_key):
         raise ValueError(f"write_cache: {len(latent)} latents and {len(rope_key)} rope keys")
     _check_slots(slots, rows, len(latent), "write_cache")
-    _write(rows, latent, rope_key, slots)
+    parts = [address(latent), latent.strides[0], address(rope_key), rope_key.strides[0], address(slots)]
+    scratch = pool.scratch(4 * width * pool.threads)
+    call = [_write_job.address, address(layer), KINDS[layer.dtype], layer.strides[1], width, *parts, *latent.shape]
+    pool.call(_write.address, np.array([*call, scratch], np.int64), layer, latent, rope_key, slots)
 
 
 def read_cache(layer: np.ndarray, slots: np.ndarray) -> np.ndarray:

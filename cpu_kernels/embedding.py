@@ -7,11 +7,11 @@ import numpy as np
 from . import matrix as descriptor
 from .atomic import call_dequantize, fetch_add, load_i64, store_i64
 from .control import CHUNK, dispatch
+from .groups import HEAD_BYTES, dequantize_group
 from .jit import device, entry, job
 from .machine import LANES
 from .matrix import Matrix, address
 from .pool import Pool
-from .rows import HEAD_BYTES, dequantize_group
 from .simd import load_f32, load_f32x8, store
 from .x16 import interleave_group
 

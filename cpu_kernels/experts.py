@@ -15,13 +15,13 @@ from numba.extending import register_jitable
 from .activation import RECORD_BYTES, quantize_block
 from .atomic import fetch_add, load_i64, store_i64
 from .control import CHUNK, THREADS, barrier, dispatch
+from .groups import matrix_groups, multiply_rows
 from .jit import device, entry, job
 from .machine import LANES
 from .matmul import check_rows, result
 from .matrix import COLUMNS, COUNT, FLAGS, FLOAT, ROWS, Matrix, address
 from .pool import Pool
 from .product import column_space, quantize_share, thread_bytes, unit_groups
-from .rows import matrix_groups, multiply_rows
 from .simd import exp, fdiv, fma, load_f32, load_f32x8, load_i32, store
 
 WIDTH = 64  # columns at a time: their gate, up or down values stay in the cache

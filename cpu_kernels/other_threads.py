@@ -50,17 +50,14 @@ def _set_to_one() -> list[Callable[[], object]]:
     if hasattr(torch, "set_num_threads"):  # not while it is being imported
         undo.append(partial(torch.set_num_threads, torch.get_num_threads()))
         torch.set_num_threads(1)
-    for library, part in _loaded():
-        for kind, setter, getter in _SETTERS:
-            if kind == part and hasattr(library, setter) and hasattr(library, getter):
-                undo.append(partial(getattr(library, setter), getattr(library, getter)()))
-                getattr(library, setter)(1)
-                break
+    for library, setter, getter in blas_libraries():
+        undo.append(partial(getattr(library, setter), getattr(library, getter)()))
+        getattr(library, setter)(1)
     return undo
 
 
-def _loaded() -> list[tuple[ctypes.CDLL, str]]:
-    """The BLAS libraries in this process."""
+def blas_libraries() -> list[tuple[ctypes.CDLL, str, str]]:
+    """Those in this process, with the names of the functions that set and get the number of threads."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -68,10 +65,14 @@ def _loaded() -> list[tuple[ctypes.CDLL, str]]:
     paths = {line.split(maxsplit=5)[5] for line in lines if ".so" in line and len(line.split(maxsplit=5)) == 6}
     found = []
     for path in sorted(paths):
-        for part in ("blas", "mkl_rt", "blis"):
-            if part in Path(path).name:
-                try:
-                    found.append((ctypes.CDLL(path), part))
-                except OSError:  # the file has been replaced since
-                    continue
+        for part, setter, getter in _SETTERS:
+            if part not in Path(path).name:
+                continue
+            try:
+                library = ctypes.CDLL(path)
+            except OSError:  # the file has been replaced since
+                break
+            if hasattr(library, setter) and hasattr(library, getter):
+                found.append((library, setter, getter))
+                break
     return found

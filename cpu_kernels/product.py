@@ -8,9 +8,9 @@ result is computed by one thread, so nothing depends on the number of threads.
 from .activation import RECORD_BYTES, quantize_blocks
 from .atomic import fetch_add, load_i64, store_i64
 from .control import CHUNK, THREADS, barrier, dispatch
+from .groups import HEAD_BYTES, matrix_groups, multiply_rows, panel_groups
 from .jit import device, job
 from .matrix import LANES, Matrix
-from .rows import HEAD_BYTES, matrix_groups, multiply_rows, panel_groups
 
 # Fields of a product: row r of the matrix times column t goes to Y_LIST[t] + Y_OFFSET + 4r.
 MATRIX, INDEX, TOKENS, X_LIST, Y_LIST, Y_OFFSET, UNIT_GROUPS, UNITS = range(0, 64, 8)

@@ -6,8 +6,13 @@ The router picks what the model says: no capacity limit, no dropped expert. Equa
 from typing import Literal
 
 import numpy as np
+from numba import carray
 
-from .jit import kernel
+from .jit import entry, job, kernel
+from .matrix import address
+from .memory import f32_at, i32_at, i64_at, u8_at
+from .pool import Pool
+from .rows import bits, share
 
 GROUP_SCORES = ("top2", "max")
 GATINGS = ("sigmoid", "softmax")
@@ -52,40 +57,64 @@ def _keep_groups(choice, available, group_scores, group_open, groups_used, top2)
             elif choice[e] > second:
                 second = choice[e]
         group_scores[g] = first + second if top2 and size > 1 else first
-        group_open[g] = True
-    available[:] = False
+        group_open[g] = 1
+    available[:] = 0
     for _ in range(groups_used):
         g = _best(group_scores, group_open)
-        group_open[g] = False
-        available[g * size : (g + 1) * size] = True
+        group_open[g] = 0
+        available[g * size : (g + 1) * size] = 1
+
+
+# The int64 arguments. SCALE holds the bits of a float64, BIAS 0 means none; SCRATCH_BYTES are of a thread.
+(JOB, LOGITS, BIAS, TOKENS, EXPERTS, USED, GROUPS, GROUPS_USED, TOP2, SOFTMAX, NORMALIZE, SCALE, IDS, WEIGHTS, SCRATCH,
+ SCRATCH_BYTES) = range(16)  # fmt: skip
 
 
 @kernel
-def _route(logits, bias, groups, groups_used, top2, softmax, normalize, scale, ids, weights):
-    experts, used = logits.shape[1], ids.shape[1]
-    scores, choice = np.empty(experts, np.float32), np.empty(experts, np.float32)
-    available = np.empty(experts, np.bool_)
-    group_scores, group_open = np.empty(groups, np.float32), np.empty(groups, np.bool_)
-    for t in range(logits.shape[0]):
-        _scores(logits[t], softmax, scores)
+def _route_token(a, t, scratch):
+    experts, used, groups = a[EXPERTS], a[USED], a[GROUPS]
+    logits = carray(f32_at(a[LOGITS] + 4 * t * experts), (experts,))
+    ids, weights = carray(i32_at(a[IDS] + 4 * t * used), (used,)), carray(f32_at(a[WEIGHTS] + 4 * t * used), (used,))
+    scores, choice = carray(f32_at(scratch), (experts,)), carray(f32_at(scratch + 4 * experts), (experts,))
+    available = carray(u8_at(scratch + 8 * experts), (experts,))
+    group_scores = carray(f32_at(scratch + 12 * experts), (groups,))
+    group_open = carray(u8_at(scratch + 12 * experts + 4 * groups), (groups,))
+    _scores(logits, a[SOFTMAX] != 0, scores)
+    for e in range(experts):
+        choice[e], available[e] = scores[e], 1
+    if a[BIAS] != 0:
+        bias = carray(f32_at(a[BIAS]), (experts,))
         for e in range(experts):
-            choice[e] = scores[e] + bias[e]
-        available[:] = True
-        if groups_used < groups:
-            _keep_groups(choice, available, group_scores, group_open, groups_used, top2)
-        total = np.float32(0.0)
-        for i in range(used):
-            e = _best(choice, available)
-            available[e] = False
-            ids[t, i] = e
-            weights[t, i] = scores[e]
-            total += scores[e]
-        factor = scale / (total + np.float32(1e-20)) if normalize else scale
-        for i in range(used):
-            weights[t, i] *= factor
+            choice[e] += bias[e]
+    if a[GROUPS_USED] < groups:
+        _keep_groups(choice, available, group_scores, group_open, a[GROUPS_USED], a[TOP2] != 0)
+    total = np.float32(0.0)
+    for i in range(used):
+        e = _best(choice, available)
+        available[e] = 0
+        ids[i], weights[i] = e, scores[e]
+        total += scores[e]
+    scale = np.float32(np.int64(a[SCALE]).view(np.float64))
+    factor = scale / (total + np.float32(1e-20)) if a[NORMALIZE] != 0 else scale
+    for i in range(used):
+        weights[i] *= factor
+
+
+@job
+def _route_job(arguments, thread, threads):
+    a = carray(i64_at(arguments), (SCRATCH_BYTES + 1,))
+    for t in range(a[TOKENS] * thread // threads, a[TOKENS] * (thread + 1) // threads):
+        _route_token(a, t, a[SCRATCH] + thread * a[SCRATCH_BYTES])
+
+
+@entry
+def _route(control, arguments):
+    a = carray(i64_at(arguments), (SCRATCH_BYTES + 1,))
+    share(control, a[JOB], arguments, a[TOKENS] * a[EXPERTS] * a[USED])
 
 
 def route(
+    pool: Pool,
     logits: np.ndarray,
     bias: np.ndarray | None,
     *,
@@ -104,12 +133,10 @@ def route(
     wrote instead beats a kept expert whose score + bias is negative.
     """
     experts = logits.shape[-1]
-    if logits.ndim != 2 or logits.dtype != np.float32:
-        raise ValueError(f"route: logits must be float32 [T, E], got {logits.dtype} {logits.shape}")
-    if bias is None:
-        bias = np.zeros(experts, np.float32)
-    if bias.shape != (experts,) or bias.dtype != np.float32:
-        raise ValueError(f"route: bias must be float32 [{experts}], got {bias.dtype} {bias.shape}")
+    if logits.ndim != 2 or logits.dtype != np.float32 or not logits.flags.c_contiguous:
+        raise ValueError(f"route: logits must be contiguous float32 [T, E], got {logits.dtype} {logits.shape}")
+    if bias is not None and (bias.shape != (experts,) or bias.dtype != np.float32 or not bias.flags.c_contiguous):
+        raise ValueError(f"route: bias must be contiguous float32 [{experts}], got {bias.dtype} {bias.shape}")
     if group_score not in GROUP_SCORES:
         raise ValueError(f"route: group_score {group_score!r} is not one of {GROUP_SCORES}")
     if gating not in GATINGS:
@@ -120,6 +147,11 @@ def route(
         raise ValueError(f"route: {used} experts asked of {groups_used} groups of {experts // groups}")
     ids = np.empty((logits.shape[0], used), np.int32)
     weights = np.empty((logits.shape[0], used), np.float32)
-    top2, softmax = group_score == "top2", gating == "softmax"
-    _route(logits, bias, groups, groups_used, top2, softmax, normalize, np.float32(scale), ids, weights)
+    rule = [groups, groups_used, group_score == "top2", gating == "softmax", normalize, bits(scale)]
+    shape = [*logits.shape, used]
+    size = 12 * experts + 8 * groups + 64
+    memory = [address(ids), address(weights), pool.scratch(size * pool.threads), size]
+    arrays = [address(logits), 0 if bias is None else address(bias)]
+    call = [_route_job.address, *arrays, *shape, *rule, *memory]
+    pool.call(_route.address, np.array(call, np.int64), logits, bias, ids, weights)
     return ids, weights

@@ -6,12 +6,12 @@ from . import matrix as descriptor
 from .atomic import fetch_add, load_i64, store_i64
 from .control import CHUNK, dispatch
 from .embedding import thread_space
+from .groups import HEAD_BYTES, dequantize_group, group_bytes
 from .jit import device, entry, job
 from .machine import LANES
 from .matmul import check_rows, result
 from .matrix import Matrix, address
 from .pool import Pool
-from .rows import HEAD_BYTES, dequantize_group, group_bytes
 from .simd import fma, load_f32, load_f32x8, splat_f32x8, store
 
 TOKENS_PER_UNIT = 16  # columns that share a dequantized group; 16 results of 512 values fill half an L1

@@ -16,6 +16,7 @@ from cpu_kernels import (
     Matrix,
     Pool,
     dequantize,
+    linear,
     linear_heads,
     linear_heads_transposed,
     mla_absorbed,
@@ -60,9 +61,8 @@ class KvUp:
         return linear_heads(pool, self.v_b, latent)
 
     def expand(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-        """float32 W_uk [H, N, C] and W_uv [H, V, C] of this one layer."""
-        k_b = dequantize(pool, self.k_b)
-        return np.ascontiguousarray(k_b.swapaxes(1, 2)) if self.k_transposed else k_b, dequantize(pool, self.v_b)
+        """float32 W_uk [H, N, C], or [H, C, N] if transposed, and W_uv [H, V, C] of this one layer."""
+        return dequantize(pool, self.k_b), dequantize(pool, self.v_b)
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,26 @@ class MLA:
         self.q_rows = config.q_lora_rank or config.heads * (config.nope_dim + config.rope.dimension)
         self.scale = softmax_scale(config)
 
+    def first_products(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[T, hidden] -> query latent [T, Q] (whole queries without q_lora) and [T, C + R], rows possibly strided."""
+        attn_a = self.weights.attn_a
+        if len(attn_a.matrices) > 1:
+            q, kv = (linear(self.pool, matrix, x) for matrix in attn_a.matrices)
+            return q, kv
+        both = attn_a(x)
+        return both[:, : self.q_rows], both[:, self.q_rows :]
+
     def project(self, x: np.ndarray, step: Step, layer: np.ndarray) -> np.ndarray:
         """Writes this batch's latents into the cache `layer`; returns the rotated queries [T, H, N + R]."""
-        w = self.weights
-        q, kv = np.split(w.attn_a(x), [self.q_rows], axis=1)
+        w, pool = self.weights, self.pool
+        q, kv = self.first_products(x)
         if w.query_up is not None:
-            q = w.query_up.attn_q_b(rms_norm(q, w.query_up.attn_q_a_norm, self.eps))
-        q = np.ascontiguousarray(q).reshape(len(x), self.heads, -1)
+            q = w.query_up.attn_q_b(rms_norm(pool, q, w.query_up.attn_q_a_norm, self.eps))
+        q = q.reshape(len(x), self.heads, -1)  # a view: rows may be strided
         key = kv[:, self.latent :]  # [T, R], shared by all heads
-        rope(q[:, :, self.nope :], step.cos, step.sin)
-        rope(key, step.cos, step.sin)
-        write_cache(layer, rms_norm(kv[:, : self.latent], w.attn_kv_a_norm, self.eps), key, step.slots)
+        rope(pool, q[:, :, self.nope :], step.cos, step.sin)
+        rope(pool, key, step.cos, step.sin)
+        write_cache(pool, layer, rms_norm(pool, kv[:, : self.latent], w.attn_kv_a_norm, self.eps), key, step.slots)
         return q
 
     def __call__(self, x: np.ndarray, step: Step, layer: np.ndarray) -> np.ndarray:
@@ -134,7 +143,9 @@ class MLA:
         values = np.empty((len(q), self.heads, v_up.shape[1]), np.float32)
         for sequence, at in step.runs:
             row, positions = step.block_table[sequence], step.positions[at]
-            values[at] = mla_expanded(self.pool, q[at], k_up, v_up, layer, row, positions, self.scale)
+            values[at] = mla_expanded(
+                self.pool, q[at], k_up, v_up, layer, row, positions, self.scale, self.weights.attn_kv_b.k_transposed
+            )
         if len(step.few):
             few = step.few
             values[few] = self.attend_absorbed(q[few], step, layer, step.sequence[few], step.positions[few])

@@ -48,22 +48,25 @@ class Model:
         self.frequencies = inverse_frequencies(config.rope)
         self.absorbed_limit = absorbed_limit(config)
 
-    def forward(self, batch: Batch, layers: list[np.ndarray]) -> np.ndarray | None:
-        """Logits float32 [n, vocab] of the tokens in `logits_at`, None without any. `layers`: the cache's arrays."""
-        step = self.step(batch)
-        eps = self.config.rms_eps
-        x = embed(self.pool, self.token_embd, batch.ids)  # [T, hidden]
-        last = len(self.blocks) - 1
+    def forward(self, batch: Batch, layers: list[np.ndarray], step: Step | None = None) -> np.ndarray | None:
+        """Logits float32 [n, vocab] of the tokens in `logits_at`, None without any. `layers`: the cache's arrays.
+
+        `step` is what `self.step` makes of the batch, for a caller who keeps it.
+        """
+        step = step or self.step(batch)
+        pool, eps, last = self.pool, self.config.rms_eps, len(self.blocks) - 1
+        x = embed(pool, self.token_embd, batch.ids)  # [T, hidden]
+        rest = None  # of the block before, not yet added to x
         for i, (block, layer) in enumerate(zip(self.blocks, layers, strict=True)):
-            h = rms_norm(x, block.attn_norm, eps)
+            h = rms_norm(pool, x, block.attn_norm, eps, add=rest)
             if i == last and not len(batch.logits_at):
                 block.attention.project(h, step, layer)  # only the cache is wanted: the rest of the last layer is not
                 return None
-            x += block.attention(h, step, layer)
-            if i == last:
-                x = x[batch.logits_at]  # [n, hidden]
-            x += block.feed_forward(rms_norm(x, block.ffn_norm, eps))
-        return self.output(rms_norm(x, self.output_norm, eps))
+            attended = block.attention(h, step, layer)
+            if i == last and not np.array_equal(batch.logits_at, np.arange(len(x))):
+                x, attended = x[batch.logits_at], attended[batch.logits_at]  # [n, hidden]
+            rest = block.feed_forward(rms_norm(pool, x, block.ffn_norm, eps, add=attended))
+        return self.output(rms_norm(pool, x, self.output_norm, eps, add=rest))
 
     def rehearse(self, layers: list[np.ndarray]) -> None:
         """A few tokens through every kernel the model uses, so that none is compiled in the middle of an answer.

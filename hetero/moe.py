@@ -39,6 +39,7 @@ class Router:
         self.ffn_gate_inp, self.exp_probs_b = ffn_gate_inp, exp_probs_b
         self.choose = partial(
             route,
+            ffn_gate_inp.pool,
             used=config.experts_used,
             groups=config.expert_groups,
             groups_used=config.expert_groups_used,

@@ -35,7 +35,8 @@ def cached(kv, lengths, latent, rope, seed=0):
     for row, length in zip(table, lengths, strict=True):
         slots = (row[:, None] * 64 + np.arange(64)).reshape(-1)[:length].astype(np.int64)
         values = normal(seed + length, length, latent + rope)
-        write_cache(layer, values[:, :latent], values[:, latent:], slots)
+        with Pool(1) as pool:
+            write_cache(pool, layer, values[:, :latent], values[:, latent:], slots)
     return layer, table
 
 
@@ -186,16 +187,18 @@ def test_expanded_prefills_behind_a_cached_context(pool, kv):
     close(found, reference.mla_expanded(q, k_up, v_up, layer, table[1], positions, 0.09))
 
 
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(
     ("heads", "latent", "rope", "nope", "value"),
-    [(2, 512, 64, 128, 128), (3, 24, 8, 10, 6), (1, 8, 2, 2, 2), (5, 40, 16, 7, 33)],
+    [(2, 512, 64, 128, 128), (3, 24, 8, 10, 6), (1, 8, 2, 2, 2), (5, 40, 16, 7, 33), (2, 72, 8, 16, 16)],
 )
-def test_expanded_of_many_shapes(pool, heads, latent, rope, nope, value):
+def test_expanded_of_many_shapes(pool, heads, latent, rope, nope, value, transposed):
     layer, table = cached("f32", [140], latent, rope)
     positions, q = np.array([0, 1, 63, 64, 127, 128, 139], np.int32), normal(8, 7, heads, nope + rope)
     k_up, v_up = up_weights(heads, nope, value, latent)
     fill_scratch_with_nan(pool)
-    found = mla_expanded(pool, q, k_up, v_up, layer, table[0], positions, 0.1)
+    k = np.ascontiguousarray(k_up.swapaxes(1, 2)) if transposed else k_up
+    found = mla_expanded(pool, q, k, v_up, layer, table[0], positions, 0.1, transposed)
     close(found, reference.mla_expanded(q, k_up, v_up, layer, table[0], positions, 0.1))
 
 

@@ -22,7 +22,7 @@ from hetero.template import ChatTemplate
 from tests.fake_engine import FakeEngine, FakeTemplate, FakeTokenizer
 
 ROOT = Path(__file__).parent.parent
-VERBS = ("chat", "generate", "eval", "inspect")
+VERBS = ("chat", "generate", "bench", "eval", "inspect")
 RUN_FLAGS = {"--" + part.name.replace("_", "-") for part in fields(RunConfig)}
 SAMPLING_FLAGS = {"--" + part.name.replace("_", "-") for part in fields(Sampling)}
 
@@ -98,7 +98,7 @@ def test_help_lists_the_commands_that_exist(run: Run) -> None:
 
 
 def test_each_setting_is_a_flag(run: Run) -> None:
-    for verb in ("chat", "generate", "eval"):
+    for verb in ("chat", "generate", "bench", "eval"):
         assert flags_of(help_of(verb, run)) >= RUN_FLAGS
     for verb in ("chat", "generate"):
         assert flags_of(help_of(verb, run)) >= SAMPLING_FLAGS
@@ -112,9 +112,9 @@ def test_documentation_and_help_name_the_same_flags(run: Run) -> None:
 
 
 def documented_sessions() -> list[tuple[str, list[str]]]:
-    """(command, lines printed) of each session in docs/cli.md, but for eval: its figures differ in the last digits."""
+    """(command, lines printed) of each session in docs/cli.md, but for those whose figures differ each time."""
     blocks = re.findall(r"```\n\$ (.+)\n([^`]+)```", (ROOT / "docs" / "cli.md").read_text())
-    return [(command, lines.splitlines()) for command, lines in blocks if "hetero eval" not in command]
+    return [(command, lines.splitlines()) for command, lines in blocks if not re.search("hetero (eval|bench)", command)]
 
 
 @pytest.mark.parametrize(("command", "lines"), documented_sessions(), ids=lambda value: str(value)[:40])
@@ -205,6 +205,9 @@ def test_chat_on_a_pipe(run: Run, loaded: dict[str, FakeEngine]) -> None:
         (["generate", "m", "-p", "x", "--top-p", "1.5"], "top_p"),
         (["generate", "m", "-p", "x", "--sessions", "dir"], "sessions"),
         (["chat", "m", "--context", "0"], "context"),
+        (["bench", "--synthetic", "deepseek-v3:q4_k_m"], "give a GGUF file"),
+        (["bench", "--depth", "1000000"], "made for at most"),
+        (["bench", "--prompt", "64", "--context", "32"], "raise it"),
     ],
 )
 def test_mistakes_are_one_line_and_status_1(run: Run, arguments: list[str], said: str) -> None:
@@ -221,6 +224,10 @@ def test_mistakes_are_one_line_and_status_1(run: Run, arguments: list[str], said
         ["generate", "-p", "x", "--top-k", "many"],
         ["generate", "-p", "x", "--memory", "much"],
         ["generate", "-p", "x", "--logit-bias", "5"],
+        ["bench", "--prompt", "0"],
+        ["bench", "--repeat", "0"],
+        ["bench", "--depth", "-1"],
+        ["bench", "--compare", "vllm"],
         ["eval", "m"],
         ["inspect"],
         ["serve"],
@@ -289,6 +296,18 @@ def test_inspect_command(run: Run, model_file: Callable[..., Path]) -> None:
     status, out, err = run("inspect", path)
     assert (status, err) == (0, "")
     assert "routed experts" in out
+
+
+def test_bench_command(run: Run) -> None:
+    flags = ["--prompt", "20", "--generate", "3", "--depth", "5", "--repeat", "1", "--threads", "1"]
+    status, out, err = run("bench", "demo", "--json", *flags)
+    result = json.loads(out)
+    assert (status, err) == (0, "")
+    asked = {"prompt_tokens": 20, "generated_tokens": 3, "depth": 5, "repeat": 1, "threads": 1}
+    assert result.items() >= asked.items()
+    status, out, err = run("bench", *flags)
+    assert (status, err) == (0, "")
+    assert re.search(r"ceiling .+ tok/s.+\n  measured .+ tok/s .+ of the ceiling", out)
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ before = compiled()
 for tokens in (1, 2, 5, 300):
     list(engine.generate([7] * tokens, Sampling(max_tokens=2)))
     engine.logits([8] * tokens)
-print({"run_entry"} <= {name for _, name, _ in before}, compiled() - before)
+print({"_pages_exist", "run_entry"} <= {name for _, name, _ in before}, compiled() - before)
 """
 
 

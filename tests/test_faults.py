@@ -23,7 +23,7 @@ def logits_of(path):
         engine.close()
 
 
-def halves_rotated_together(x, cos, sin):
+def halves_rotated_together(pool, x, cos, sin):
     """Pairs (i, i + R/2), as most other models have them, instead of (2i, 2i + 1)."""
     half = x.shape[-1] // 2
     while cos.ndim < x.ndim:
@@ -47,7 +47,7 @@ def yarn_frequencies(patch):
 
 def changed_rule(patch, **changes):
     right = hetero.moe.route
-    patch.setattr("hetero.moe.route", lambda logits, bias, **rule: right(logits, bias, **(rule | changes)))
+    patch.setattr("hetero.moe.route", lambda pool, logits, bias, **rule: right(pool, logits, bias, **(rule | changes)))
 
 
 def group_limit(patch):
@@ -61,8 +61,8 @@ def normalisation(patch):
 def bias_in_the_weights(patch):
     right = hetero.moe.route
 
-    def biased(logits, bias, **rule):
-        ids, _ = right(logits, bias, **rule)
+    def biased(pool, logits, bias, **rule):
+        ids, _ = right(pool, logits, bias, **rule)
         scores = np.take_along_axis(1 / (1 + np.exp(-logits)) + bias, ids, axis=1)
         return ids, (rule["scale"] * scores / scores.sum(1, keepdims=True)).astype(np.float32)
 

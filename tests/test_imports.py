@@ -11,7 +11,7 @@ LOCAL = ("cli", "hetero", *LEAVES)
 
 # Rows of hetero/, bottom first: a module may import modules of the rows below, and of its own row those to its left.
 ROWS = [
-    ["errors", "telemetry", "quant_types", "sizes", "demo"],
+    ["errors", "telemetry", "probe", "quant_types", "sizes", "demo"],
     ["gguf_header", "gguf"],
     ["known_models", "metadata", "config"],
     ["tensors", "inspect", "pretokenizers", "tokenizer", "template_worker", "template", "sampler", "thinking"],
@@ -22,6 +22,7 @@ ROWS = [
     ["engine"],
     ["loading"],
     ["terminal", "progress", "prompt", "conversation", "generate", "chat", "perplexity", "reference", "evaluate"],
+    ["parts", "peer", "contest", "bench"],
 ]
 ONLY_IN = {"numba": "cpu_kernels", "llvmlite": "cpu_kernels", "triton": "gpu_kernels", "typer": "cli"}
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from cpu_kernels import Pool
+from cpu_kernels import Pool, other_threads
 from cpu_kernels.atomic import fetch_add, load_i64, store_i64
 from cpu_kernels.jit import job, kernel
 from cpu_kernels.pool import MAX_THREADS, SLEEPERS, dispatch
@@ -70,6 +71,43 @@ def _load(address):
 
 def _sleepers(pool: Pool) -> int:
     return _load(pool.control + SLEEPERS)
+
+
+def test_an_idle_pool_takes_no_cpu_time():
+    """CPU time, not wall time: a spinning worker takes all of it, a parked one none, however busy the machine is."""
+    counts = np.zeros(5, np.int64)
+    with Pool(3) as pool:
+        pool.run(_count.address, counts)
+        patience = time.monotonic() + 20
+        while _sleepers(pool) < 2 and time.monotonic() < patience:
+            time.sleep(0.002)
+        before = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - before < 0.025
+
+
+def _blas_threads() -> list[int]:
+    return [getattr(library, getter)() for library, _, getter in other_threads.blas_libraries()]
+
+
+def test_torch_and_blas_have_one_thread_while_a_pool_lives():
+    blas = other_threads.blas_libraries()
+    assert blas or "openblas" not in Path("/proc/self/maps").read_text()
+    found = torch.get_num_threads(), _blas_threads()
+    try:
+        torch.set_num_threads(2)
+        for library, setter, _ in blas:
+            getattr(library, setter)(2)
+        before = _blas_threads()  # 2, or 1 where there is but one CPU
+        first = Pool(2)
+        with Pool(1):
+            first.close()
+            assert (torch.get_num_threads(), _blas_threads()) == (1, [1] * len(blas))
+        assert (torch.get_num_threads(), _blas_threads()) == (2, before)
+    finally:
+        torch.set_num_threads(found[0])
+        for (library, setter, _), threads in zip(blas, found[1], strict=True):
+            getattr(library, setter)(threads)
 
 
 def test_a_closed_pool_is_refused_and_its_threads_are_gone():

@@ -5,6 +5,7 @@ from transformers import DeepseekV2Config, DeepseekV3Config
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
+from cpu_kernels.pool import Pool
 from cpu_kernels.router import route
 from tests import reference_kernels as reference
 
@@ -35,6 +36,12 @@ MODELS = {
 }
 
 
+@pytest.fixture(scope="module", params=[1, 2])
+def pool(request):
+    with Pool(request.param) as made:
+        yield made
+
+
 def logits_and_bias(experts, tokens=200, seed=0):
     rng = np.random.default_rng(seed)
     return rng.normal(0, 2, (tokens, experts)).astype(np.float32), rng.normal(0, 0.2, experts).astype(np.float32)
@@ -52,11 +59,11 @@ def assert_same_experts(found, expected):
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("biased", [True, False])
-def test_equals_the_reference(model, biased):
+def test_equals_the_reference(pool, model, biased):
     experts, options = MODELS[model]
     logits, bias = logits_and_bias(experts)
     bias = bias if biased else None
-    ids, weights = route(logits, bias, **options)
+    ids, weights = route(pool, logits, bias, **options)
     assert ids.dtype == np.int32 and weights.dtype == np.float32
     expected = reference.route(logits, bias, **options)
     np.testing.assert_array_equal(ids, expected[0])  # best first
@@ -66,10 +73,10 @@ def test_equals_the_reference(model, biased):
 @pytest.mark.parametrize(
     "changed", [{"normalize": False}, {"scale": 1.0}, {"group_score": "max"}, {"gating": "softmax"}]
 )
-def test_every_option_matters_and_equals_the_reference(changed):
+def test_every_option_matters_and_equals_the_reference(pool, changed):
     logits, bias = logits_and_bias(256)
-    assert_same_experts(route(logits, bias, **V3 | changed), reference.route(logits, bias, **V3 | changed))
-    assert not np.allclose(route(logits, bias, **V3 | changed)[1], route(logits, bias, **V3)[1])
+    assert_same_experts(route(pool, logits, bias, **V3 | changed), reference.route(logits, bias, **V3 | changed))
+    assert not np.allclose(route(pool, logits, bias, **V3 | changed)[1], route(pool, logits, bias, **V3)[1])
 
 
 def identity(router, experts):
@@ -79,7 +86,7 @@ def identity(router, experts):
     return router
 
 
-def test_equals_transformers_v3():
+def test_equals_transformers_v3(pool):
     logits, bias = logits_and_bias(256, seed=1)
     bias -= 0.8  # most kept experts score below 0: a masked score of 0.0 would win
     config = DeepseekV3Config(
@@ -89,11 +96,11 @@ def test_equals_transformers_v3():
     router.e_score_correction_bias.copy_(torch.from_numpy(bias))
     with torch.no_grad():
         _, weights, ids = router(torch.from_numpy(logits))
-    assert_same_experts(route(logits, bias, **V3), (ids.numpy(), weights.numpy()))
+    assert_same_experts(route(pool, logits, bias, **V3), (ids.numpy(), weights.numpy()))
 
 
 @pytest.mark.parametrize("method", ["greedy", "group_limited_greedy"])
-def test_equals_transformers_v2(method):
+def test_equals_transformers_v2(pool, method):
     logits, _ = logits_and_bias(160, seed=2)
     config = DeepseekV2Config(
         hidden_size=160, n_routed_experts=160, num_experts_per_tok=6, n_group=8, topk_group=3,
@@ -102,36 +109,36 @@ def test_equals_transformers_v2(method):
     with torch.no_grad():
         _, weights, ids = identity(DeepseekV2TopkRouter(config), 160)(torch.from_numpy(logits))
     options = V2 if method != "greedy" else V2 | NO_GROUPS
-    assert_same_experts(route(logits, None, **options), (ids.numpy(), weights.numpy()))
+    assert_same_experts(route(pool, logits, None, **options), (ids.numpy(), weights.numpy()))
 
 
-def test_bias_chooses_but_does_not_weigh():
+def test_bias_chooses_but_does_not_weigh(pool):
     logits = np.zeros((1, 8), np.float32)
     bias = np.array([0, 0, 0, 0, 0, 1, 0, 2], np.float32)
     options = V3 | {"used": 2, **NO_GROUPS, "normalize": False, "scale": 1.0}
-    ids, weights = route(logits, bias, **options)
+    ids, weights = route(pool, logits, bias, **options)
     assert ids.tolist() == [[7, 5]] and weights.tolist() == [[0.5, 0.5]]
 
 
-def test_two_best_decide_between_groups():
+def test_two_best_decide_between_groups(pool):
     logits = np.array([[9, -9, -9, -9, 2, 2, -9, -9]], np.float32)  # sums of two: 0.9999 against 1.76
     options = V3 | {"used": 2, "groups": 2, "groups_used": 1}
-    assert route(logits, None, **options)[0].tolist() == [[4, 5]]
-    assert route(logits, None, **options | {"group_score": "max"})[0].tolist()[0][0] == 0
+    assert route(pool, logits, None, **options)[0].tolist() == [[4, 5]]
+    assert route(pool, logits, None, **options | {"group_score": "max"})[0].tolist()[0][0] == 0
 
 
-def test_equal_scores_go_to_the_lower_index():
-    ids, _ = route(np.zeros((2, 256), np.float32), None, **V3)
+def test_equal_scores_go_to_the_lower_index(pool):
+    ids, _ = route(pool, np.zeros((2, 256), np.float32), None, **V3)
     assert ids.tolist() == [list(range(8))] * 2
 
 
-def test_extreme_and_broken_logits_give_valid_experts():
+def test_extreme_and_broken_logits_give_valid_experts(pool):
     logits, bias = logits_and_bias(256, tokens=4)
     logits[0], logits[1, ::2], logits[2] = 1e4, -1e4, -1e4
     for options in (V3, V3 | {"gating": "softmax"}):
-        ids, weights = route(logits, bias, **options)
+        ids, weights = route(pool, logits, bias, **options)
         assert np.isfinite(weights).all() and (np.sort(ids, axis=1)[:, 1:] > np.sort(ids, axis=1)[:, :-1]).all()
-        ids, _ = route(np.full((1, 256), np.nan, np.float32), bias, **options)
+        ids, _ = route(pool, np.full((1, 256), np.nan, np.float32), bias, **options)
         assert ((ids >= 0) & (ids < 256)).all() and len(set(ids[0])) == 8
 
 
@@ -145,14 +152,14 @@ def test_extreme_and_broken_logits_give_valid_experts():
         ({"group_score": "sum"}, "group_score"),
     ],
 )
-def test_refuses_impossible_options(change, message):
+def test_refuses_impossible_options(pool, change, message):
     logits, bias = logits_and_bias(256, tokens=1)
     with pytest.raises(ValueError, match=message):
-        route(logits, bias, **V3 | change)
+        route(pool, logits, bias, **V3 | change)
 
 
-def test_refuses_wrong_arrays():
+def test_refuses_wrong_arrays(pool):
     logits, bias = logits_and_bias(256, tokens=1)
     for arguments in ((logits[0], bias), (logits.astype(np.float64), bias), (logits, bias[:5])):
         with pytest.raises(ValueError, match="route"):
-            route(*arguments, **V3)
+            route(pool, *arguments, **V3)

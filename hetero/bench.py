@@ -1,0 +1,260 @@
+"""`hetero bench`: the ceiling that memory sets, the speed measured under it, and llama.cpp beside it if asked for."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+
+from hetero import __version__
+from hetero.config import RunConfig
+from hetero.contest import Apart, Here
+from hetero.errors import RequestError, UnsupportedError
+from hetero.inspect import inspect_file
+from hetero.peer import llama_cpp
+from hetero.probe import machine, versions
+from hetero.progress import StepBar
+from hetero.sizes import format_size
+from hetero.terminal import Screen
+
+LLAMA_CPP = "llama.cpp"
+VARIANTS = {"as in the file": False, "rearranged": True}  # of llama.cpp's weights
+# Memory that an engine takes, as a multiple of the file: llama.cpp rearranges into a copy beside the mapped file.
+FOOTPRINT = {"hetero": 1.1, "as in the file": 1.1, "rearranged": 1.7}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What to measure: tokens of the prompt, tokens generated, after how many of context, how many times."""
+
+    model: str
+    prompt: int = 512
+    generate: int = 128
+    depth: int = 0
+    repeat: int = 3
+    compare: Literal["llama.cpp"] | None = None
+    synthetic: str | None = None
+
+    @property
+    def context(self) -> int:
+        return max(self.prompt, self.depth + self.generate + 1)
+
+
+@dataclass
+class Rounds:
+    """What one contestant did, a value for each round, and what it says of itself afterwards."""
+
+    decode: list[float] = field(default_factory=list)  # tokens per second
+    prefill: list[float] = field(default_factory=list)
+    bandwidth: list[float] = field(default_factory=list)  # bytes per second
+    facts: dict[str, Any] = field(default_factory=dict)
+    memory: int = 0
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def speeds(self) -> dict[str, float]:
+        return {
+            "prefill_tokens_per_second": median(self.prefill),
+            "prefill_tokens_per_second_best": max(self.prefill),
+            "decode_tokens_per_second": median(self.decode),
+            "decode_tokens_per_second_best": max(self.decode),
+        }
+
+
+Start = Callable[[], Here | Apart]
+
+
+def run_bench(what: Bench, run: RunConfig, screen: Screen) -> dict[str, Any]:
+    """The document that `hetero bench --json` prints."""
+    report, run = _checked(what, run)
+    starts = _contestants(what, run)
+    left_out = _without_room(starts, report["bytes"])
+    ids = np.random.default_rng(0).integers(0, report["config"]["vocab_size"], what.context).tolist()
+    with StepBar(screen, "bench") as bar:
+        rounds = _measure(what, starts, report["bytes"], ids, bar)
+    ours = rounds.pop("hetero")
+    result = _document(what, run, report, ours)
+    if what.compare:
+        result["compare"] = _comparison(ours, rounds, left_out)
+    return result
+
+
+def _checked(what: Bench, run: RunConfig) -> tuple[dict[str, Any], RunConfig]:
+    """The file's report, and the settings with a context that holds the run; refuses before weights are read."""
+    if what.synthetic is not None:
+        raise UnsupportedError(f"--synthetic {what.synthetic}", "this version measures files", "give a GGUF file")
+    if what.compare:
+        llama_cpp()
+    report = inspect_file(what.model)
+    if report["refused"]:
+        raise UnsupportedError(f"{what.model}: {report['refused']}", remedy="hetero inspect shows what is in the file")
+    longest, need = report["config"]["context_length"], what.context
+    asked = f"--prompt {what.prompt}, --depth {what.depth} and --generate {what.generate} need {need} tokens"
+    if need > longest:
+        raise RequestError(asked, f"{report['config']['name']} was made for at most {longest}", "ask for fewer")
+    if run.context is not None and need > run.context:
+        raise RequestError(asked, f"--context {run.context} holds fewer", "raise it, or leave it out")
+    return report, replace(run, context=run.context or need)
+
+
+def _contestants(what: Bench, run: RunConfig) -> dict[str, Start]:
+    """What starts each. Alone, this engine runs in this process; beside llama.cpp each has a process of its own."""
+    if not what.compare:
+        return {"hetero": lambda: Here("hetero", what.model, run)}
+    from cpu_kernels.topology import default_threads
+
+    run = replace(run, threads=run.threads or default_threads())
+    settings = (what.model, run.context, run.kv, run.threads)
+    starts: dict[str, Start] = {"hetero": lambda: Apart("hetero", what.model, run)}
+    for name, rearranged in VARIANTS.items():
+        starts[name] = lambda rearranged=rearranged: Apart(LLAMA_CPP, *settings, rearranged)  # type: ignore[misc]
+    return starts
+
+
+def _without_room(starts: dict[str, Start], file_bytes: int) -> dict[str, str]:
+    """Takes out variants of llama.cpp that the free memory would not hold; says why."""
+    free, left_out = psutil.virtual_memory().available, {}
+    for name in VARIANTS:
+        if name in starts and FOOTPRINT[name] * file_bytes > free:
+            needed = format_size(int(FOOTPRINT[name] * file_bytes))
+            left_out[name] = f"needs about {needed}, {format_size(free)} are free"
+            del starts[name]
+    return left_out
+
+
+def _measure(
+    what: Bench, starts: dict[str, Start], file_bytes: int, ids: list[int], bar: Callable[[int, int, str], None]
+) -> dict[str, Rounds]:
+    """In turns: all contestants at once where the memory holds them, else one at a time, loaded again for each turn."""
+    together = sum(FOOTPRINT[name] * file_bytes for name in starts) < psutil.virtual_memory().available
+    rounds = {name: Rounds() for name in starts}
+    total = 2 * what.repeat * len(starts)
+    steps = iter(range(1, total + 1))
+
+    def turn(name: str, contestant: Here | Apart, phase: str) -> None:
+        bar(next(steps) - 1, total, f"{name}: {phase}")
+        if phase == "decode":
+            rounds[name].decode.append(contestant.ask("decode", ids[: what.depth + 1], what.generate))
+        else:
+            rounds[name].prefill.append(contestant.ask("prefill", ids[: what.prompt]))
+        if name == "hetero":
+            rounds[name].bandwidth.append(contestant.ask("bandwidth"))
+
+    def finish(name: str, contestant: Here | Apart, last: bool) -> None:
+        rounds[name].facts = contestant.ask("facts")
+        if name == "hetero" and last:
+            rounds[name].memory = contestant.ask("memory")
+            rounds[name].parts = contestant.ask("parts", ids[: what.depth + 1])
+
+    if together or len(starts) == 1:
+        with _all_of(starts) as contestants:
+            for phase in ("decode", "prefill"):
+                for _ in range(what.repeat):
+                    for name, contestant in contestants.items():
+                        turn(name, contestant, phase)
+            for name, contestant in contestants.items():
+                finish(name, contestant, last=True)
+        return rounds
+    for at in range(what.repeat):
+        for name, start in starts.items():
+            with closing(start()) as contestant:
+                for phase in ("decode", "prefill"):
+                    turn(name, contestant, phase)
+                finish(name, contestant, last=at == what.repeat - 1)
+    return rounds
+
+
+@contextmanager
+def _all_of(starts: dict[str, Start]) -> Iterator[dict[str, Here | Apart]]:
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(closing(start())) for name, start in starts.items()}
+
+
+def _document(what: Bench, run: RunConfig, report: dict[str, Any], ours: Rounds) -> dict[str, Any]:
+    weights = report["active_bytes_per_token"]
+    cache = what.depth * report["kv_bytes_per_token"][run.kv]
+    bandwidth = median(ours.bandwidth)
+    return {
+        "model": what.model,
+        "machine": machine(),
+        "threads": ours.facts["threads"],
+        "kv": run.kv,
+        "prompt_tokens": what.prompt,
+        "generated_tokens": what.generate,
+        "depth": what.depth,
+        "repeat": what.repeat,
+        **ours.speeds(),
+        "decode_ceiling_tokens_per_second": bandwidth / (weights + cache),
+        "read_bandwidth_bytes_per_second": bandwidth,
+        "weight_bytes_per_token": weights,
+        "kv_bytes_at_depth": cache,
+        "predicted_prefill_tokens_per_second": None,
+        "predicted_decode_tokens_per_second": None,
+        "load_seconds": ours.facts["load_seconds"],
+        "peak_resident_bytes": ours.memory,
+        "parts": ours.parts,
+        "approximations": [],
+        "extrapolated_from_layers": None,
+        "versions": {"hetero": __version__} | versions("numpy", "numba", "llvmlite", "llama-cpp-python"),
+    }
+
+
+def _comparison(ours: Rounds, theirs: dict[str, Rounds], left_out: dict[str, str]) -> dict[str, Any]:
+    """Their speeds, and ours over the better of their variants, of the medians."""
+    variants = {name: rounds.speeds() | rounds.facts for name, rounds in theirs.items()}
+    best = {
+        phase: max(median(getattr(rounds, phase)) for rounds in theirs.values()) if theirs else None
+        for phase in ("prefill", "decode")
+    }
+    ratios = {
+        f"{phase}_ratio": None if speed is None else median(getattr(ours, phase)) / speed
+        for phase, speed in best.items()
+    }
+    return {"engine": LLAMA_CPP, "variants": variants, "left_out": left_out, **ratios}
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The text form of `run_bench`'s document: the ceiling first."""
+    ceiling, speed = result["decode_ceiling_tokens_per_second"], result["decode_tokens_per_second"]
+    read = f"{result['read_bandwidth_bytes_per_second'] / 1e9:.1f} GB/s read by {result['threads']} threads"
+    bytes_read = f"{format_size(result['weight_bytes_per_token'])} of weights"
+    if result["depth"]:
+        bytes_read += f" and {format_size(result['kv_bytes_at_depth'])} of cache"
+    lines = [
+        f"decode at depth {result['depth']:,}",
+        f"  ceiling   {ceiling:10,.1f} tok/s  ({bytes_read} a token, {read})",
+        f"  measured  {speed:10,.1f} tok/s  {speed / ceiling:.0%} of the ceiling; best"
+        f" {result['decode_tokens_per_second_best']:,.1f} ({result['repeat']} x {result['generated_tokens']} tokens)",
+        f"  time      {_shares(result['parts'])}",
+        f"prefill of {result['prompt_tokens']:,} tokens",
+        f"  measured  {result['prefill_tokens_per_second']:10,.1f} tok/s  best"
+        f" {result['prefill_tokens_per_second_best']:,.1f}",
+        f"loaded in {result['load_seconds']:.1f} s, peak resident memory {format_size(result['peak_resident_bytes'])}",
+    ]
+    return "\n".join(lines + _comparison_lines(result))
+
+
+def _shares(parts: dict[str, float]) -> str:
+    whole = sum(parts.values())
+    return ", ".join(f"{part} {seconds / whole:.0%}" for part, seconds in parts.items()) + f" of {whole * 1e3:.1f} ms"
+
+
+def _comparison_lines(result: dict[str, Any]) -> list[str]:
+    compare = result.get("compare")
+    if compare is None:
+        return []
+    lines = [f"beside llama.cpp {result['versions']['llama-cpp-python']} (llama-cpp-python)"]
+    for name, row in compare["variants"].items():
+        lines.append(
+            f"  weights {name:<15} decode {row['decode_tokens_per_second']:8,.1f} tok/s"
+            f"  prefill {row['prefill_tokens_per_second']:8,.1f} tok/s  loaded in {row['load_seconds']:.1f} s"
+        )
+    lines += [f"  weights {name}: left out, {why}" for name, why in compare["left_out"].items()]
+    if compare["decode_ratio"] is not None:
+        lines.append(
+            f"  hetero over the better one: decode {compare['decode_ratio']:.2f} x,"
+            f" prefill {compare['prefill_ratio']:.2f} x"
+        )
+    return lines

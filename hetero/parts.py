@@ -1,0 +1,83 @@
+"""Where the time of a forward pass goes: the same pass, through callables that watch the clock.
+
+The engine's own path has no clocks in it. For a few passes its model stands aside for a copy whose blocks are watched.
+"""
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hetero.engine import Engine
+    from hetero.model import Block, Model
+
+PARTS = ("attention", "experts", "dense", "head", "other")
+
+
+class Clock:
+    """Seconds by part. A part that runs inside another one does not count for the outer one."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._counted = 0.0  # of all parts together
+
+    def __call__(self, part: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        before, started = self._counted, perf_counter()
+        result = work(*arguments)
+        taken = perf_counter() - started
+        self.seconds[part] += taken - (self._counted - before)
+        self._counted = before + taken
+        return result
+
+
+class Watched:
+    """Stands in for a part of the model: calls it, and lets the clock know; everything else is the part's own."""
+
+    def __init__(self, clock: Clock, part: str, original: Any):
+        self._clock, self._part, self._original = clock, part, original
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._clock(self._part, self._original, *arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+
+def watched(model: "Model", clock: Clock) -> "Model":
+    """Router and routed experts are "experts"; dense layers and shared experts are "dense"; norms are "other"."""
+    twin = copy(model)
+    twin.blocks = [_watched_block(block, clock) for block in model.blocks]
+    twin.output = Watched(clock, "head", model.output)  # type: ignore[assignment]
+    return twin
+
+
+def _watched_block(block: "Block", clock: Clock) -> "Block":
+    from hetero.moe import MoE  # not above: it compiles kernels
+
+    feed_forward: Any = block.feed_forward
+    if isinstance(feed_forward, MoE):
+        feed_forward = copy(feed_forward)
+        if feed_forward.shared is not None:
+            feed_forward.shared = Watched(clock, "dense", feed_forward.shared)
+        feed_forward = Watched(clock, "experts", feed_forward)
+    else:
+        feed_forward = Watched(clock, "dense", feed_forward)
+    attention: Any = Watched(clock, "attention", block.attention)
+    return replace(block, attention=attention, feed_forward=feed_forward)
+
+
+def time_by_part(engine: "Engine", passes: list[list[int]]) -> dict[str, float]:
+    """Seconds of each part of one pass, the mean over passes that feed these tokens after what is cached.
+
+    Each asks for the logits of its last token.
+    """
+    clock, model = Clock(), engine.model
+    engine.model = watched(model, clock)
+    try:
+        for ids in passes:
+            clock("other", engine.forward, ids, [len(ids) - 1])
+    finally:
+        engine.model = model
+    return {part: seconds / len(passes) for part, seconds in clock.seconds.items()}

@@ -1,0 +1,253 @@
+"""`hetero bench`: what it counts, in which order it measures, what it refuses, and that the clocks change nothing."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cpu_kernels import Pool
+from cpu_kernels.bandwidth import STREAMS, WINDOW_BYTES, Reader
+from hetero import RunConfig, bench, contest, demo, parts
+from hetero.bench import Bench, describe, run_bench
+from hetero.errors import FileError, RequestError, ResourceError, UnsupportedError
+from hetero.inspect import inspect_file
+from hetero.terminal import Screen
+
+DEMO = str(demo.path())
+KEYS = {
+    "model", "machine", "threads", "prompt_tokens", "generated_tokens", "depth", "prefill_tokens_per_second",
+    "prefill_tokens_per_second_best", "decode_tokens_per_second", "decode_tokens_per_second_best",
+    "decode_ceiling_tokens_per_second", "read_bandwidth_bytes_per_second", "weight_bytes_per_token",
+    "predicted_prefill_tokens_per_second", "predicted_decode_tokens_per_second", "load_seconds", "peak_resident_bytes",
+    "parts", "approximations", "extrapolated_from_layers", "versions",
+}  # fmt: skip
+
+
+class FakeContestant:
+    """Speeds out of a list; `calls` keeps what all contestants were asked."""
+
+    calls: list[tuple[Any, ...]]
+
+    def __init__(self, kind: str, *arguments: Any):
+        self.name = kind if kind == "hetero" else ("rearranged" if arguments[-1] else "as in the file")
+        self.calls.append((self.name, "start"))
+        self.speeds = iter([10.0, 30.0, 20.0])
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        self.calls.append((self.name, method, *map(np.shape, arguments)))
+        scale = {"hetero": 4.0, "as in the file": 1.0, "rearranged": 2.0}[self.name]
+        return {
+            "decode": lambda: scale * next(self.speeds),
+            "prefill": lambda: scale * 100,
+            "bandwidth": lambda: 1e9,
+            "memory": lambda: 123,
+            "parts": lambda: dict.fromkeys(parts.PARTS, 0.002),
+            "facts": lambda: {"threads": 2, "load_seconds": 1.5},
+        }[method]()
+
+    def close(self) -> None:
+        self.calls.append((self.name, "close"))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    monkeypatch.setattr(FakeContestant, "calls", [], raising=False)
+    monkeypatch.setattr(bench, "Here", FakeContestant)
+    monkeypatch.setattr(bench, "Apart", FakeContestant)
+    return FakeContestant.calls
+
+
+def free_memory(monkeypatch: pytest.MonkeyPatch, files: float) -> None:
+    """So many times the demo model."""
+    free = int(files * demo.path().stat().st_size)
+    monkeypatch.setattr(bench.psutil, "virtual_memory", lambda: SimpleNamespace(available=free, total=free))
+
+
+def test_document(calls: list[tuple[Any, ...]]) -> None:
+    result = run_bench(Bench(DEMO, prompt=20, generate=5, depth=30), RunConfig(kv="q8_0"), Screen())
+    report = inspect_file(DEMO)
+    assert result.keys() >= KEYS
+    assert (result["decode_tokens_per_second"], result["decode_tokens_per_second_best"]) == (80, 120)
+    assert result["prefill_tokens_per_second"] == 400
+    assert result["weight_bytes_per_token"] == report["active_bytes_per_token"]
+    assert result["kv_bytes_at_depth"] == 30 * report["kv_bytes_per_token"]["q8_0"]
+    read = result["weight_bytes_per_token"] + result["kv_bytes_at_depth"]
+    assert result["decode_ceiling_tokens_per_second"] == 1e9 / read
+    assert result["read_bandwidth_bytes_per_second"] == 1e9
+    assert (result["peak_resident_bytes"], result["load_seconds"], result["threads"]) == (123, 1.5, 2)
+    assert list(result["parts"]) == ["attention", "experts", "dense", "head", "other"]
+    assert result["approximations"] == [] and result["extrapolated_from_layers"] is None
+    assert calls == [
+        ("hetero", "start"),
+        *[("hetero", "decode", (31,), ()), ("hetero", "bandwidth")] * 3,
+        *[("hetero", "prefill", (20,)), ("hetero", "bandwidth")] * 3,
+        ("hetero", "facts"),
+        ("hetero", "memory"),
+        ("hetero", "parts", (31,)),
+        ("hetero", "close"),
+    ]
+
+
+def test_text_has_the_ceiling_first(calls: list[tuple[Any, ...]]) -> None:
+    text = describe(run_bench(Bench(DEMO, depth=30), RunConfig(), Screen()))
+    assert text.index("ceiling") < text.index("measured")
+    speed, share = re.search(r"measured +([\d.]+) tok/s +(\d+)% of the ceiling", text).groups()  # type: ignore[union-attr]
+    ceiling = float(re.search(r"ceiling +([\d.]+) tok/s", text)[1])  # type: ignore[index]
+    assert float(speed) == 80 and round(8000 / ceiling) == int(share)
+    assert "attention 20%" in text and "of 10.0 ms" in text and "llama.cpp" not in text
+
+
+def test_comparison_takes_turns(calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    free_memory(monkeypatch, 10)
+    result = run_bench(Bench(DEMO, repeat=2, compare="llama.cpp"), RunConfig(), Screen())
+    measured = [call[:2] for call in calls if call[1] in ("decode", "prefill")]
+    names = ("hetero", "as in the file", "rearranged")
+    assert measured == [(name, phase) for phase in ("decode", "prefill") for _ in range(2) for name in names]
+    compared = result["compare"]
+    assert (compared["decode_ratio"], compared["prefill_ratio"]) == (2, 2), "the better of the two"
+    assert compared["variants"]["as in the file"]["decode_tokens_per_second"] == 20
+    assert compared["left_out"] == {}
+    assert "decode 2.00 x, prefill 2.00 x" in describe(result)
+
+
+def test_comparison_one_at_a_time(calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    free_memory(monkeypatch, 1.5)
+    result = run_bench(Bench(DEMO, repeat=2, compare="llama.cpp"), RunConfig(), Screen())
+    starts = [call for call in calls if call[1] in ("start", "close")]
+    assert starts == [(name, what) for name in ("hetero", "as in the file") * 2 for what in ("start", "close")]
+    assert list(result["compare"]["left_out"]) == ["rearranged"]
+    assert "left out, needs about" in describe(result)
+    free_memory(monkeypatch, 1)
+    alone = run_bench(Bench(DEMO, compare="llama.cpp"), RunConfig(), Screen())
+    assert alone["compare"]["decode_ratio"] is None and "over the better one" not in describe(alone)
+
+
+@pytest.mark.parametrize(
+    ("what", "run", "error", "said"),
+    [
+        ({"synthetic": "deepseek-v3:q4_k_m"}, {}, UnsupportedError, "--synthetic deepseek-v3"),
+        ({"depth": 1 << 20}, {}, RequestError, "made for at most"),
+        ({"prompt": 1 << 20}, {}, RequestError, "made for at most"),
+        ({"depth": 100, "generate": 100}, {"context": 200}, RequestError, "need 512 tokens; --context 200"),
+        ({"model": "/nowhere.gguf"}, {}, FileError, "nowhere"),
+    ],
+)
+def test_refused_before_anything_starts(
+    calls: list[tuple[Any, ...]], what: dict[str, Any], run: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=re.escape(said)):
+        run_bench(Bench(**{"model": DEMO} | what), RunConfig(**run), Screen())
+    assert calls == []
+
+
+def test_a_run_that_just_fits(calls: list[tuple[Any, ...]]) -> None:
+    run_bench(Bench(DEMO, prompt=8, depth=100, generate=99), RunConfig(context=200), Screen())
+    with pytest.raises(RequestError, match="need 201 tokens"):
+        run_bench(Bench(DEMO, prompt=8, depth=100, generate=100), RunConfig(context=200), Screen())
+
+
+def test_llama_cpp_is_missing(calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(UnsupportedError, match=r"not installed; pip install 'hetero\[llama\]'"):
+        run_bench(Bench(DEMO, compare="llama.cpp"), RunConfig(), Screen())
+    assert calls == []
+
+
+def test_a_model_it_cannot_run(calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "inspect_file", lambda path: {"refused": "the architecture is llama"})
+    with pytest.raises(UnsupportedError, match="the architecture is llama"):
+        run_bench(Bench(DEMO), RunConfig(), Screen())
+
+
+def test_the_demo_model_beside_llama_cpp() -> None:
+    """Everything real, each engine in its own process."""
+    what = Bench(DEMO, prompt=40, generate=6, depth=20, repeat=1, compare="llama.cpp")
+    result = run_bench(what, RunConfig(threads=1), Screen())
+    variants = result["compare"]["variants"]
+    assert list(variants) == ["as in the file", "rearranged"] and result["compare"]["left_out"] == {}
+    speeds = [
+        row[f"{phase}_tokens_per_second"] for row in [result, *variants.values()] for phase in ("prefill", "decode")
+    ]
+    assert min(speeds) > 1
+    assert result["threads"] == 1 and result["peak_resident_bytes"] > demo.path().stat().st_size
+    assert min(result["parts"].values()) > 0
+    json.dumps(result)
+
+
+def test_what_a_process_says_when_it_fails(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="nowhere"):
+        contest.Apart("hetero", "/nowhere.gguf", RunConfig())
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    with pytest.raises(FileError, match="could not load"):
+        contest.Apart("llama.cpp", str(broken), 64, "f16", 1, False)
+
+
+def test_a_process_that_dies() -> None:
+    apart = contest.Apart("llama.cpp", DEMO, 64, "f16", 1, False)
+    apart._process.kill()
+    with pytest.raises(ResourceError, match="ended with status -9"):
+        apart.ask("decode", [0], 1)
+    apart.close()
+
+
+@pytest.fixture(scope="module")
+def hetero_alone() -> Iterator[contest.Hetero]:
+    here = contest.Hetero(DEMO, RunConfig(context=64, threads=1))
+    yield here
+    here.close()
+
+
+def test_clocks_change_nothing(hetero_alone: contest.Hetero) -> None:
+    engine, model = hetero_alone.engine, hetero_alone.engine.model
+    engine.forget()
+    plain = engine.scores([5, 6, 7])
+    clock = parts.Clock()
+    engine.model = parts.watched(model, clock)
+    engine.forget()
+    assert np.array_equal(engine.scores([5, 6, 7]), plain)
+    engine.model = model
+    assert all(clock.seconds[part] > 0 for part in ("attention", "experts", "dense", "head"))
+
+
+def test_time_by_part_leaves_the_model_alone(hetero_alone: contest.Hetero) -> None:
+    engine, model = hetero_alone.engine, hetero_alone.engine.model
+    hetero_alone.decode([1, 2, 3], 2)
+    cached = engine.tokens_cached
+    assert set(parts.time_by_part(engine, [[1], [2]])) == set(parts.PARTS)
+    assert engine.model is model and engine.tokens_cached == cached + 2
+    with pytest.raises(RequestError):
+        parts.time_by_part(engine, [[0] * 64])
+    assert engine.model is model
+
+
+def test_a_part_inside_another_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 4.0, 10.0, 20.0, 25.0])  # experts begin, dense begin, dense end, experts end; head
+    monkeypatch.setattr(parts, "perf_counter", lambda: next(times))
+    clock = parts.Clock()
+    clock("experts", lambda: clock("dense", lambda: None))
+    clock("head", lambda: None)
+    assert clock.seconds == {"attention": 0, "experts": 7, "dense": 3, "head": 5, "other": 0}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bandwidth_reads_every_stream_to_its_end(threads: int) -> None:
+    """The threads combine all that they read: a bit that is set anywhere in a window shows."""
+    with Pool(threads) as pool:
+        reader = Reader(pool)
+        assert reader.read() > 0
+        assert reader.combined() == [1] * threads
+        start = int(reader._arguments[0]) - reader._memory.ctypes.data
+        share, window = int(reader._arguments[1]), int(reader._arguments[2])
+        for thread in range(threads):
+            for stream in range(STREAMS):
+                end = start + thread * share + window + (stream + 1) * WINDOW_BYTES // STREAMS
+                reader._memory[end - 32] |= 2 << stream
+        reader.read()
+        assert reader.combined() == [0b111] * threads
