@@ -202,6 +202,29 @@ def sched_yield(typing):
 
 
 @intrinsic
+def current_cpu(typing):
+    return types.int32(), lambda context, builder, signature, arguments: _call(builder, "sched_getcpu", _I32)
+
+
+def _affinity(name):
+    def codegen(context, builder, signature, arguments):
+        return _call(builder, name, _I32, _I32(0), arguments[1], builder.inttoptr(arguments[0], _POINTER))
+
+    return types.int32(types.int64, types.int64), codegen
+
+
+@intrinsic
+def get_affinity(typing, mask, size):
+    """Of the calling thread, into `size` bytes at `mask`; 0, or -1 where they are too few."""
+    return _affinity("sched_getaffinity")
+
+
+@intrinsic
+def set_affinity(typing, mask, size):
+    return _affinity("sched_setaffinity")
+
+
+@intrinsic
 def monotonic(typing):
     """Nanoseconds of CLOCK_MONOTONIC."""
 

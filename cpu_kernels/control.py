@@ -9,14 +9,17 @@ Dispatch and join of two threads take 0.06 us (2 cores of a Zen 4) while the wor
 
 from .atomic import (
     call_job,
+    current_cpu,
     exchange,
     fetch_add,
     futex,
+    get_affinity,
     load_atomic,
     load_i64,
     monotonic,
     relax,
     sched_yield,
+    set_affinity,
     store_atomic,
     store_i64,
     thread_identity,
@@ -31,10 +34,12 @@ EPOCH, JOB_ADDRESS, ARGUMENTS, THREADS, DONE, SLEEPERS = 0, 64, 72, 80, 128, 192
 CHUNK = 256  # a counter for jobs whose threads take units one by one; 0 when a job begins
 ARRIVED, RELEASED = 320, 384
 BUSY, SLOT = 448, 456  # 1 while a call runs; the slot of the caller (faults.py)
+HOME = 464  # the CPU that is left to the caller, -1 for none
 FAULTS = 512  # the record of faults
 # Groups of threads by NUMA node: their number, then a row of int64 for each thread: (index of its node in Pool.nodes,
 # its number within the node, threads of that node, the node's first thread).
-NODES, SEATS, SEAT_BYTES = 576, 640, 32
+NODES, MASK, SEATS, SEAT_BYTES = 576, 640, 896, 32
+_MASK_BYTES = 128  # two masks of 1024 CPUs: the caller's, and one of its home alone
 DONE_WELL, IN_USE, FAULT = 0, 1, 2  # how a call ends
 _WAIT, _WAKE, _EVERYBODY = 128, 129, 1 << 30  # FUTEX_WAIT | PRIVATE, FUTEX_WAKE | PRIVATE
 
@@ -123,7 +128,24 @@ def _claim(control):
     if exchange(control + BUSY, 1) != 0:
         return False
     store_i64(load_i64(control + SLOT) + IDENTITY, thread_identity())
+    home = load_i64(control + HOME)
+    if home >= 0 and current_cpu() != home:
+        _go_home(control, home)
     return True
+
+
+@kernel
+def _go_home(control, home):
+    """Off a pinned worker's CPU, where each would wait for the other's time slice. The mask stays as it was."""
+    mask, alone = control + MASK, control + MASK + _MASK_BYTES
+    word, bit = home // 64 * 8, 1 << home % 64
+    if home >= 8 * _MASK_BYTES or get_affinity(mask, _MASK_BYTES) < 0 or load_i64(mask + word) & bit == 0:
+        return
+    for at in range(0, _MASK_BYTES, 8):
+        store_i64(alone + at, 0)
+    store_i64(alone + word, bit)
+    set_affinity(alone, _MASK_BYTES)
+    set_affinity(mask, _MASK_BYTES)
 
 
 @kernel

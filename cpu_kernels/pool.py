@@ -19,6 +19,7 @@ from .control import (
     CHUNK,
     DONE_WELL,
     FAULTS,
+    HOME,
     IN_USE,
     NODES,
     SEAT_BYTES,
@@ -138,6 +139,8 @@ class Pool:
         for slot in slots:
             undo.callback(free_slot, slot)
         self._write(SLOT, slots[0])
+        own = self._seats[0].cpus
+        self._write(HOME, own[0] if own and self._pinned() else -1)
         self._write_seats()
         other_threads.hold()
         undo.callback(other_threads.release)
@@ -166,9 +169,12 @@ class Pool:
             for i, value in enumerate((node, thread - first, members, first)):
                 self._write(SEATS + SEAT_BYTES * thread + 8 * i, value)
 
+    def _pinned(self) -> bool:
+        return all(seat.cpus is not None and len(seat.cpus) == 1 for seat in self._seats)
+
     def __str__(self) -> str:
         cpus = topology.format_cpus({cpu for node in self.nodes for cpu in node.cpus})
-        pinned = ", pinned" if self._seats[-1].cpus is not None and len(self._seats[-1].cpus) == 1 else ""
+        pinned = ", pinned" if self._pinned() else ""
         groups = f" in {len(self.nodes)} NUMA nodes" if len(self.nodes) > 1 else ""
         return "; ".join([f"{self.threads} threads on CPUs {cpus}{groups}{pinned}", *sorted(self.notes)])
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hetero.errors import FileError, ResourceError, UnsupportedError
+from hetero.probe import peak_resident_bytes
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's type numbers
 FLASH_AUTO = -1
@@ -79,6 +80,10 @@ class LlamaCpp:
         self._feed(ids, every=True)
         self._logits(len(ids))
         return len(ids) / (perf_counter() - started)
+
+    def memory(self) -> int:
+        """Peak resident bytes; of the mapped file what was touched."""
+        return peak_resident_bytes()
 
     def facts(self) -> dict[str, Any]:
         return {"load_seconds": self.load_seconds}

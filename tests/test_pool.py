@@ -1,6 +1,7 @@
 """The pool runs every job on every thread, sleeps when idle, and ends cleanly."""
 
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from cpu_kernels import Pool, other_threads
-from cpu_kernels.atomic import fetch_add, load_i64, store_i64
+from cpu_kernels import Pool, other_threads, topology
+from cpu_kernels.atomic import current_cpu, fetch_add, load_i64, store_i64
 from cpu_kernels.jit import job, kernel
 from cpu_kernels.pool import MAX_THREADS, SLEEPERS, dispatch
 
@@ -71,6 +72,35 @@ def _load(address):
 
 def _sleepers(pool: Pool) -> int:
     return _load(pool.control + SLEEPERS)
+
+
+@job
+def _where(arguments, thread, threads):
+    store_i64(arguments + 8 * thread, current_cpu())
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU")
+def test_the_caller_leaves_a_workers_cpu_and_keeps_its_mask(monkeypatch):
+    mask = os.sched_getaffinity(0)
+    two = tuple(sorted(mask)[:2])
+    monkeypatch.setattr(topology, "nodes", lambda: (topology.Node(0, two, 0),))
+    monkeypatch.setattr(topology, "cpu_quota", lambda: 2.0)
+    found, at_home = np.zeros(2, np.int64), 0
+    with Pool(2) as pool:
+        for _ in range(20):
+            os.sched_setaffinity(0, two[1:])
+            os.sched_setaffinity(0, mask)
+            pool.run(_where.address, found)
+            at_home += found[0] == two[0]
+            assert found[1] == two[1]
+        assert os.sched_getaffinity(0) == mask
+        os.sched_setaffinity(0, two[1:])
+        try:
+            pool.run(_where.address, found)
+            assert found[0] == two[1]  # its mask does not let it
+        finally:
+            os.sched_setaffinity(0, mask)
+    assert at_home >= 10  # where the scheduler moved it again meanwhile it is not
 
 
 def test_an_idle_pool_takes_no_cpu_time():
