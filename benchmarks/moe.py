@@ -24,7 +24,7 @@ from benchmarks.ggml import Experts, Ggml, aligned
 from benchmarks.kernels import integers, names
 from benchmarks.setting import setting
 from benchmarks.turns import Contender, compare, take_turns
-from cpu_kernels import Matrix, Pool, linear, routed_experts
+from cpu_kernels import Matrix, Pool, interleave, linear, routed_experts
 from cpu_kernels.bandwidth import Reader
 from cpu_kernels.topology import default_threads
 from tests.random_weights import random_weights
@@ -64,14 +64,15 @@ class Layer:
             (type, stack(type, experts, *shape), shape[1]) for type, shape in zip(LAYERS[name], shapes, strict=True)
         ]
         self.expert_bytes = sum(part.nbytes for _, part, _ in data) // experts
+        self.data = data  # ggml reads it where it lies
         self.peers: dict[str, Experts] = {}
         for contender in contenders:
             made = ggml.experts(data, repack=contender == "rearranged")
             if made is not None:
                 self.peers[f"ggml {contender}"] = made
         type, first, columns = data[0]
-        self.tile = Matrix(first[0, :TILE_ROWS].copy(), type, columns)
-        self.matrices = [Matrix(part, type, columns) for type, part, columns in data]
+        self.tile = interleave(pool, Matrix(first[0, :TILE_ROWS].copy(), type, columns))
+        self.matrices = [interleave(pool, Matrix(part, type, columns)) for type, part, columns in data]
 
     def contender(self, tokens: int, call: Callable[[Inputs], object], rest: Callable[[], object]) -> Contender:
         """Other experts in every call: from memory, not from the cache."""
@@ -84,7 +85,7 @@ class Layer:
 
     def ours(self, given: Inputs) -> np.ndarray:
         gate, up, down = self.matrices
-        return routed_experts(self.pool, gate, up, down, *given)
+        return routed_experts(self.pool, (gate, up, down), *given)
 
     def theirs(self, peer: Experts, tokens: int) -> Contender:
         few, given = inputs(self.rng, 1, self.experts), inputs(self.rng, tokens, self.experts)

@@ -19,15 +19,18 @@ from .groups import matrix_groups, multiply_rows
 from .jit import device, entry, job
 from .machine import LANES
 from .matmul import check_rows, result
-from .matrix import COLUMNS, COUNT, FLAGS, FLOAT, ROWS, Matrix, address
+from .matrix import COLUMNS, COUNT, FLAGS, FLOAT, ROWS, X16, Matrix, address
 from .pool import Pool
-from .product import column_space, quantize_share, thread_bytes, unit_groups
+from .product import FEW, column_space, quantize_share, thread_bytes, unit_groups
 from .simd import exp, fdiv, fma, load_f32, load_f32x8, load_i32, store
 
-WIDTH = 64  # columns at a time: their gate, up or down values stay in the cache
+BLOCK = 32  # rows of gate and up that make a block of quantized hidden values
+WIDTH = 64  # columns at a time, or fewer of many rows: their gate, up or down values stay in the cache
+FLOATS = 8192  # room for those values
 
-MOST_GROUPS = 8  # of an output unit
-SPACE_BYTES = 4 * LANES * MOST_GROUPS * WIDTH + 8 * WIDTH  # also holds two blocks of WIDTH x 32 floats
+# Of a unit: row groups of the output, and blocks of hidden values where few tokens make long runs of weights better.
+MOST_GROUPS, MOST_BLOCKS = 8, 8
+SPACE_BYTES = 4 * FLOATS + 8 * WIDTH
 
 # Fields of an active expert: its part of the sorted pairs, its matrices, and the first unit of its hidden phase.
 GATE, UP, DOWN, INDEX, PAIRS, COUNT_PAIRS, UNITS = range(0, 56, 8)
@@ -37,7 +40,8 @@ ACTIVE_BYTES = 64
 (
     _CONTROL, _TOKENS, _VALUES, _SOURCES, _TARGETS, _QUANTIZED, _ACTIVE, _ACTIVE_COUNT, _HIDDEN_UNITS, _OUTPUT_GROUPS,
     _X_FLOAT, _X_CODES, _HIDDEN, _OUT, _WEIGHTS, _RESIDUAL, _OUT_BASE, _OUTPUT_COUNTER, _WORKS, _WORK_BYTES,
-) = range(0, 160, 8)  # fmt: skip
+    _UNIT_BLOCKS,
+) = range(0, 168, 8)  # fmt: skip
 JOB_BYTES = 192
 
 
@@ -51,33 +55,37 @@ def _silu_products(gate, up, values):
 
 @device
 def _hidden_unit(arguments, active, unit, work, space):
-    """Rows 32·unit .. of one expert's gate and up, for all its columns; `space`: two blocks of WIDTH x 32 floats."""
+    """Some blocks of one expert's gate and up, for all its columns; `space`: SPACE_BYTES."""
     gate, up, index = load_i64(active + GATE), load_i64(active + UP), load_i64(active + INDEX)
     first = 8 * load_i64(active + PAIRS)
     floats, codes = load_i64(arguments + _X_FLOAT) + first, load_i64(arguments + _X_CODES) + first
     hidden = load_i64(arguments + _HIDDEN) + first
-    group = 2 * unit
-    groups = min(2, matrix_groups(gate) - group)
-    rows = min(32, load_i64(gate + ROWS) - 32 * unit)
-    gates, lists = space, space + 8 * 32 * WIDTH
-    ups = gates + 4 * 32 * WIDTH
+    blocks = load_i64(arguments + _UNIT_BLOCKS)
+    block = unit * blocks
+    group = 2 * block
+    groups = min(2 * blocks, matrix_groups(gate) - group)
+    rows = min(BLOCK * blocks, load_i64(gate + ROWS) - BLOCK * block)
+    row_bytes, width = 4 * BLOCK * blocks, min(WIDTH, FLOATS // (2 * BLOCK * blocks))
+    gates, ups, lists = space, space + width * row_bytes, space + 4 * FLOATS
     is_float = load_i64(load_i64(active + DOWN) + FLAGS) & FLOAT
-    for done in range(0, load_i64(active + COUNT_PAIRS), WIDTH):
-        count = min(WIDTH, load_i64(active + COUNT_PAIRS) - done)
+    for done in range(0, load_i64(active + COUNT_PAIRS), width):
+        count = min(width, load_i64(active + COUNT_PAIRS) - done)
         x_gate = (floats if load_i64(gate + FLAGS) & FLOAT else codes) + 8 * done
         x_up = (floats if load_i64(up + FLAGS) & FLOAT else codes) + 8 * done
         for c in range(count):
-            store_i64(lists + 8 * c, gates + 128 * c)
+            store_i64(lists + 8 * c, gates + row_bytes * c)
         multiply_rows(gate, index, group, groups, count, x_gate, lists, 0, work)
         multiply_rows(up, index, group, groups, count, x_up, lists, ups - gates, work)
-        _silu_products(gates, ups, 32 * count)
+        _silu_products(gates, ups, BLOCK * blocks * count)
         for c in range(count):
             target = load_i64(hidden + 8 * (done + c))
             if is_float:
                 for r in range(rows):
-                    store(target + 4 * (32 * unit + r), load_f32(gates + 128 * c + 4 * r))
+                    store(target + 4 * (BLOCK * block + r), load_f32(gates + row_bytes * c + 4 * r))
             else:
-                quantize_block(gates + 128 * c, target + RECORD_BYTES * unit)
+                for b in range(rows // BLOCK):
+                    source = gates + row_bytes * c + 4 * BLOCK * b
+                    quantize_block(source, target + RECORD_BYTES * (block + b))
 
 
 @device
@@ -106,12 +114,12 @@ def _output_unit(arguments, group, groups, work, space):
     active = load_i64(arguments + _ACTIVE)
     rows = min(LANES * groups, load_i64(arguments + _VALUES) - LANES * group)
     _start_output(arguments, LANES * group, rows)
-    lists = space + 4 * LANES * groups * WIDTH
+    lists, width = space + 4 * FLOATS, min(WIDTH, FLOATS // (LANES * groups))
     for _ in range(load_i64(arguments + _ACTIVE_COUNT)):
         down, index = load_i64(active + DOWN), load_i64(active + INDEX)
-        for done in range(0, load_i64(active + COUNT_PAIRS), WIDTH):
+        for done in range(0, load_i64(active + COUNT_PAIRS), width):
             pair = load_i64(active + PAIRS) + done
-            count = min(WIDTH, load_i64(active + COUNT_PAIRS) - done)
+            count = min(width, load_i64(active + COUNT_PAIRS) - done)
             for c in range(count):
                 store_i64(lists + 8 * c, space + 4 * LANES * groups * c)
             multiply_rows(down, index, group, groups, count, load_i64(arguments + _HIDDEN) + 8 * pair, lists, 0, work)
@@ -173,16 +181,30 @@ def _sort_pairs(ids, pairs, experts, ends, order):
 
 @device
 def _activate(active, matrices, index, first, count):
-    """Describe an expert with `count` pairs; its hidden units."""
-    gate = load_i64(matrices)
-    store_i64(active + GATE, gate)
+    """Describe an expert with `count` pairs; its blocks of hidden values."""
+    store_i64(active + GATE, load_i64(matrices))
     store_i64(active + UP, load_i64(matrices + 8))
     store_i64(active + DOWN, load_i64(matrices + 16))
     store_i64(active + INDEX, index)
     store_i64(active + PAIRS, first)
     store_i64(active + COUNT_PAIRS, count)
-    store_i64(active + UNITS, (matrix_groups(gate) + 1) // 2)
-    return (matrix_groups(gate) + 1) // 2
+    return (matrix_groups(load_i64(matrices)) + 1) // 2
+
+
+@device
+def _plan_hidden(active, count, tokens, blocks, threads):
+    """Blocks of a unit of the hidden phase, given all experts' `blocks`; units of every expert; their sum."""
+    size = min(MOST_BLOCKS, blocks // (8 * threads)) if tokens <= FEW else 1
+    for i in range(count):
+        if not load_i64(load_i64(active + i * ACTIVE_BYTES + GATE) + FLAGS) & X16:
+            size = 1  # there is room for two interleaved groups
+    size, units = max(1, size), 0
+    for i in range(count):
+        gate = load_i64(active + i * ACTIVE_BYTES + GATE)
+        share = -(-matrix_groups(gate) // (2 * size))
+        store_i64(active + i * ACTIVE_BYTES + UNITS, share)
+        units += share
+    return size, units
 
 
 @register_jitable
@@ -246,16 +268,16 @@ def _experts(control, arguments):
             h = hidden_at + routed * _hidden_space(hidden) + token * _hidden_space(shared_hidden)
             _fill_pair(lists, pairs, routed + token, token, x, x_codes, values, h, out, np.float32(1.0))
 
-    units, number, start = 0, 0, 0
+    blocks, number, start = 0, 0, 0
     for expert in range(experts):
         end = load_i64(ends + 8 * expert)
         if end > start:
-            units += _activate(active + number * ACTIVE_BYTES, arguments + 8, expert, start, end - start)
+            blocks += _activate(active + number * ACTIVE_BYTES, arguments + 8, expert, start, end - start)
             number += 1
         start = end
     quantized = not (load_i64(w_gate + FLAGS) & load_i64(load_i64(arguments + 16) + FLAGS) & FLOAT)
     if shared:
-        units += _activate(active + number * ACTIVE_BYTES, arguments + 32, 0, routed, tokens)
+        blocks += _activate(active + number * ACTIVE_BYTES, arguments + 32, 0, routed, tokens)
         number += 1
         quantized |= not (load_i64(shared + FLAGS) & load_i64(load_i64(arguments + 40) + FLAGS) & FLOAT)
 
@@ -267,12 +289,14 @@ def _experts(control, arguments):
     store_i64(work + _QUANTIZED, 1 if quantized else 0)
     store_i64(work + _ACTIVE, active)
     store_i64(work + _ACTIVE_COUNT, number)
-    store_i64(work + _HIDDEN_UNITS, units)
     everything, threads = (values + LANES - 1) // LANES, load_i64(control + THREADS)
-    groups = unit_groups(load_i64(arguments + 24), everything, threads)
+    size, units = _plan_hidden(active, number, tokens, blocks, threads)
+    store_i64(work + _UNIT_BLOCKS, size)
+    store_i64(work + _HIDDEN_UNITS, units)
+    groups = unit_groups(load_i64(arguments + 24), tokens, everything, threads)
     if shared:
-        groups = min(groups, unit_groups(load_i64(arguments + 48), everything, threads))
-    store_i64(work + _OUTPUT_GROUPS, min(groups, 1 if tokens <= 4 else MOST_GROUPS))
+        groups = min(groups, unit_groups(load_i64(arguments + 48), tokens, everything, threads))
+    store_i64(work + _OUTPUT_GROUPS, min(groups, MOST_GROUPS))
     store_i64(work + _X_FLOAT, lists)
     store_i64(work + _X_CODES, lists + 8 * pairs)
     store_i64(work + _HIDDEN, lists + 16 * pairs)

@@ -10,7 +10,7 @@ from .atomic import fetch_add, load_i64, store_i64
 from .control import CHUNK, THREADS, barrier, dispatch
 from .groups import HEAD_BYTES, matrix_groups, multiply_rows, panel_groups
 from .jit import device, job
-from .matrix import LANES, Matrix
+from .matrix import FLAGS, LANES, X16, Matrix
 
 # Fields of a product: row r of the matrix times column t goes to Y_LIST[t] + Y_OFFSET + 4r.
 MATRIX, INDEX, TOKENS, X_LIST, Y_LIST, Y_OFFSET, UNIT_GROUPS, UNITS = range(0, 64, 8)
@@ -19,7 +19,10 @@ PRODUCT_BYTES = 64
 _CONTROL, _QUANTIZED, _VALUES, _SOURCES, _TARGETS, _ALL_UNITS, _PRODUCTS, _WORKS, _WORK_BYTES = range(0, 72, 8)
 ARGUMENT_BYTES = 128
 
-UNIT_BYTES = 262144  # of weights: half of a small L2, where they stay while all columns pass
+# Weights of a unit: half of a small L2, where they stay while all columns pass; where few pass, a run long enough for
+# the memory (of units of 256 KiB, two threads of a Zen 4 read 0.75 of the bandwidth, of 1 MiB all of it).
+UNIT_BYTES, RUN_BYTES = 262144, 1 << 20
+FEW = 4  # columns
 
 
 def thread_bytes(groups: int, *matrices: Matrix) -> int:
@@ -29,9 +32,10 @@ def thread_bytes(groups: int, *matrices: Matrix) -> int:
 
 
 @device
-def unit_groups(matrix, groups, threads):
-    """Groups of a unit: some 8 units for each thread, none larger than UNIT_BYTES; `groups`: of all products."""
-    return max(1, min(panel_groups(matrix, UNIT_BYTES), groups // (8 * threads)))
+def unit_groups(matrix, tokens, groups, threads):
+    """Groups of a unit: some 8 units for each thread, if not too large; `groups`: of all products."""
+    run = tokens <= FEW and load_i64(matrix + FLAGS) & X16
+    return max(1, min(panel_groups(matrix, RUN_BYTES if run else UNIT_BYTES), groups // (8 * threads)))
 
 
 @device
@@ -43,7 +47,7 @@ def _plan(products, count, threads):
     for i in range(count):
         product = products + i * PRODUCT_BYTES
         matrix = load_i64(product + MATRIX)
-        size = unit_groups(matrix, groups, threads)
+        size = unit_groups(matrix, load_i64(product + TOKENS), groups, threads)
         store_i64(product + UNIT_GROUPS, size)
         store_i64(product + UNITS, -(-matrix_groups(matrix) // size) if load_i64(product + TOKENS) else 0)
         units += load_i64(product + UNITS)
