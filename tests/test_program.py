@@ -150,6 +150,9 @@ def test_arguments_of_another_type_are_refused():
         for wrong in (np.zeros(4), np.zeros(4, np.int32), np.zeros((2, 2), np.int64), np.zeros(8, np.int64)[::2]):
             with pytest.raises(TypeError):
                 pool.call(_add.address, wrong)
+        for wrong in (np.zeros(4), np.zeros(8, np.int64)[::2]):
+            with pytest.raises(TypeError, match="contiguous int64"):
+                pool.run(_multiply_share.address, wrong)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8, 9, 18])
