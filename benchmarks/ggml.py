@@ -241,7 +241,7 @@ class Experts(_Graphs):
         super().__init__(ggml)
         self.columns, self.hidden = weights[0][2], weights[2][2]
         self.rearranged = [False] * len(weights)
-        self.tensors = []
+        self.weights: list[_Weights] = []
         for at, (type, data, columns) in enumerate(weights):
             try:
                 made = _Weights(ggml, type, data, columns, repack, self._operation(columns))
@@ -249,7 +249,7 @@ class Experts(_Graphs):
             except NotRearranged:
                 made = _Weights(ggml, type, data, columns, False, self._operation(columns))
             self.undo.callback(made.undo.close)
-            self.tensors.append(made.tensor)
+            self.weights.append(made)
         if repack and not any(self.rearranged):
             self.close()
             raise NotRearranged(", ".join(type for type, _, _ in weights))
@@ -265,7 +265,7 @@ class Experts(_Graphs):
 
     def build(self, context: int, tokens: int, *more: int) -> tuple[list[tuple], int, tuple[int, ...]]:
         base, (used,) = self.ggml.base, more
-        gate, up, down = self.tensors
+        gate, up, down = (made.tensor for made in self.weights)
         x = base.ggml_new_tensor_3d(context, F32, self.columns, 1, tokens)
         ids = base.ggml_new_tensor_2d(context, I32, used, tokens)
         shares = base.ggml_new_tensor_3d(context, F32, 1, used, tokens)

@@ -5,7 +5,8 @@
 Rows of DeepSeek-V3's width (7168). "memory": matrices of 256 MiB together, taken in turn, so that each is read from
 memory; "cache": one small matrix again and again. ggml runs with its weights as they are and, where it can, rearranged;
 the better one counts. The contenders and the read bandwidth take turns within each case, figures are medians, and
-"ratio" is ggml's time over ours: the ratio of medians, and the median of the rounds' ratios.
+"ratio" is ggml's time over ours: the ratio of medians, and the median of the rounds' ratios. "disturbed": other
+processes took a CPU away in all but a few rounds.
 
 The table goes to stderr, one JSON document comes last, on stdout.
 """
@@ -21,8 +22,8 @@ import numpy as np
 
 from benchmarks.ggml import Ggml, Product, aligned
 from benchmarks.setting import setting
-from benchmarks.turns import Contender, compare, take_turns
-from cpu_kernels import SUPPORTED, Matrix, Pool, linear
+from benchmarks.turns import QUIET, Contender, take_turns
+from cpu_kernels import SUPPORTED, Matrix, Pool, interleave, linear
 from cpu_kernels.bandwidth import Reader
 from cpu_kernels.topology import default_threads
 from tests.random_weights import random_weights
@@ -59,11 +60,13 @@ def theirs(ggml: Ggml, products: list[Product], x: np.ndarray) -> Contender:
 class Case:
     """One format at one place: all contenders' weights, for any number of columns."""
 
-    def __init__(self, pool: Pool, ggml: Ggml, type: str, place: str):
+    def __init__(self, pool: Pool, ggml: Ggml, type: str, place: str, layout: str):
         self.pool, self.ggml, self.type, self.place = pool, ggml, type, place
         data = copies(type, place)
         self.rows, self.nbytes = data[0].shape[0], data[0].nbytes
         self.matrices = [Matrix(part, type, ROW) for part in data]
+        if layout == "x16":
+            self.matrices = [interleave(pool, matrix) for matrix in self.matrices]
         self.products = {"ggml plain": self.ggml_products(data, False)}
         if rearranged := self.ggml_products(data, True):
             self.products["ggml rearranged"] = rearranged
@@ -78,9 +81,9 @@ class Case:
         contenders = {"hetero": mine}
         contenders |= {name: theirs(self.ggml, products, x) for name, products in self.products.items()}
         contenders["read"] = Contender(reader.read)
-        times = take_turns(contenders, seconds)
-        read = self.pool.threads * reader.window / median(times.pop("read"))
-        medians = {name: median(series) for name, series in times.items()}
+        rounds = take_turns(contenders, seconds)
+        read = self.pool.threads * reader.window / rounds.take("read")
+        medians = rounds.medians()
         y = self.products["ggml plain"][0].run(x)
         self.ggml.rest()
         speed = self.nbytes / medians["hetero"]
@@ -94,7 +97,7 @@ class Case:
             "read_bytes_per_second": read,
             "share_of_read": speed / read,
             "deviation": float(np.linalg.norm(out - y) / np.linalg.norm(y)),
-            **compare(times, "hetero"),
+            **rounds.compare("hetero"),
         }
 
     def close(self) -> None:
@@ -106,12 +109,14 @@ class Case:
 def line(row: dict) -> str:
     best = row["seconds"][row["best_other"]]
     scale = row["seconds"]["hetero"] / best
+    disturbed = "   disturbed" * (row["waited"] > QUIET)
     return (
         f"{row['type']:>8} x {row['columns']:<4}{row['place']:>7}"
         f"{row['bytes_per_second'] / 1e9:8.1f} GB/s{row['flops_per_second'] / 1e9:8.1f} GFLOP/s"
         f"  of read {row['share_of_read']:5.0%}   {row['best_other']:<16}"
         f"{row['bytes_per_second'] * scale / 1e9:8.1f}{row['flops_per_second'] * scale / 1e9:8.1f}"
-        f"   ratio {row['ratio_of_medians']:5.2f} {row['median_of_ratios']:5.2f}   deviation {row['deviation']:.1e}"
+        f"   ratio {row['ratio_of_medians']:5.2f} {row['median_of_ratios']:5.2f}"
+        f"   deviation {row['deviation']:.1e}{disturbed}"
     )
 
 
@@ -132,12 +137,18 @@ def measure_all(options: argparse.Namespace, show: Callable[[str], None]) -> dic
         for type in options.types:
             for place in options.places:
                 columns = [n for n in options.columns if place == "cache" or n <= FROM_MEMORY]
-                case = Case(pool, ggml, type, place)
+                case = Case(pool, ggml, type, place, options.layout)
                 for n in columns:
                     results.append(case.measure(n, reader, options.seconds))
                     show(line(results[-1]))
                 case.close()
-    return {"threads": options.threads, "read_bytes_per_second": read, "results": results, **setting()}
+    return {
+        "threads": options.threads,
+        "layout": options.layout,
+        "read_bytes_per_second": read,
+        "results": results,
+        **setting(),
+    }
 
 
 def main() -> None:
@@ -145,6 +156,7 @@ def main() -> None:
     parser.add_argument("--types", type=names, default=sorted(SUPPORTED))
     parser.add_argument("--columns", type=integers, default=[1, 4, 16, 64, 512])
     parser.add_argument("--places", type=names, default=list(ROWS), help="memory, cache")
+    parser.add_argument("--layout", choices=["x16", "gguf"], default="x16", help="of ours; gguf: as in the file")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--seconds", type=float, default=1.0, help="of each case")
     parser.add_argument("--json", action="store_true", help="the document alone, without the table")

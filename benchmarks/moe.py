@@ -1,11 +1,12 @@
 """One mixture-of-experts layer of DeepSeek-V3's size, ours beside ggml's, under the measured read bandwidth.
 
-    python -m benchmarks.moe                                       64 of the 256 experts: 3 x 1.6 GB
-    python -m benchmarks.moe --experts 256 --contenders plain      the whole layer: 2 x 6.3 GB
+    python -m benchmarks.moe                                       64 of the 256 experts: 4.7 GB
+    python -m benchmarks.moe --experts 256 --contenders plain      the whole layer: 12.6 GB
 
 A layer is gate, up, SwiGLU, down and the weighted sum, with 8 experts chosen at random for each token. ggml runs with
 its weights as they are and, where it can, rearranged; the better one counts. All take turns, figures are medians, and
-"ratio" is ggml's time over ours: the ratio of medians, and the median of the rounds' ratios.
+"ratio" is ggml's time over ours: the ratio of medians, and the median of the rounds' ratios. "disturbed": other
+processes took a CPU away in all but a few rounds.
 "of read": the weights of the experts that were chosen, each once, against the read bandwidth. "of tile": operations per
 second against one small matrix, which stays in the cache, times as many columns as an expert has tokens.
 
@@ -23,7 +24,7 @@ import numpy as np
 from benchmarks.ggml import Experts, Ggml, aligned
 from benchmarks.kernels import integers, names
 from benchmarks.setting import setting
-from benchmarks.turns import Contender, compare, take_turns
+from benchmarks.turns import QUIET, Contender, take_turns
 from cpu_kernels import Matrix, Pool, interleave, linear, routed_experts
 from cpu_kernels.bandwidth import Reader
 from cpu_kernels.topology import default_threads
@@ -56,23 +57,25 @@ def inputs(rng: np.random.Generator, tokens: int, experts: int) -> Inputs:
 class Layer:
     """The weights of one layer for all contenders."""
 
-    def __init__(self, pool: Pool, ggml: Ggml, name: str, experts: int, contenders: list[str]):
-        self.pool, self.ggml, self.name, self.experts = pool, ggml, name, experts
+    def __init__(self, pool: Pool, ggml: Ggml, name: str, options: argparse.Namespace):
+        self.pool, self.ggml, self.name, self.experts = pool, ggml, name, options.experts
         self.rng = np.random.default_rng(1)
         shapes = ((HIDDEN, COLUMNS), (HIDDEN, COLUMNS), (COLUMNS, HIDDEN))
         data = [
-            (type, stack(type, experts, *shape), shape[1]) for type, shape in zip(LAYERS[name], shapes, strict=True)
+            (type, stack(type, options.experts, *shape), shape[1])
+            for type, shape in zip(LAYERS[name], shapes, strict=True)
         ]
-        self.expert_bytes = sum(part.nbytes for _, part, _ in data) // experts
-        self.data = data  # ggml reads it where it lies
+        self.expert_bytes = sum(part.nbytes for _, part, _ in data) // options.experts
         self.peers: dict[str, Experts] = {}
-        for contender in contenders:
+        for contender in options.contenders:
             made = ggml.experts(data, repack=contender == "rearranged")
             if made is not None:
                 self.peers[f"ggml {contender}"] = made
         type, first, columns = data[0]
-        self.tile = interleave(pool, Matrix(first[0, :TILE_ROWS].copy(), type, columns))
-        self.matrices = [interleave(pool, Matrix(part, type, columns)) for type, part, columns in data]
+        self.tile = interleave(pool, Matrix(first[0, :TILE_ROWS], type, columns))
+        self.matrices = tuple(Matrix(part, type, columns) for type, part, columns in data)
+        if options.layout == "x16":
+            self.matrices = tuple(interleave(pool, matrix) for matrix in self.matrices)
 
     def contender(self, tokens: int, call: Callable[[Inputs], object], rest: Callable[[], object]) -> Contender:
         """Other experts in every call: from memory, not from the cache."""
@@ -84,8 +87,7 @@ class Layer:
         return Contender(lambda: call(given[0]), lambda: call(few), prepare, rest)
 
     def ours(self, given: Inputs) -> np.ndarray:
-        gate, up, down = self.matrices
-        return routed_experts(self.pool, (gate, up, down), *given)
+        return routed_experts(self.pool, self.matrices, *given)
 
     def theirs(self, peer: Experts, tokens: int) -> Contender:
         few, given = inputs(self.rng, 1, self.experts), inputs(self.rng, tokens, self.experts)
@@ -104,10 +106,11 @@ class Layer:
         contenders = {"hetero": self.contender(tokens, self.ours, lambda: None)}
         contenders |= {name: self.theirs(peer, tokens) for name, peer in self.peers.items()}
         contenders |= {"read": Contender(reader.read), "tile": self.tiles(columns)}
-        times = take_turns(contenders, seconds)
-        read = self.pool.threads * reader.window / median(times.pop("read"))
-        tile = 2 * TILE_ROWS * COLUMNS * columns / median(times.pop("tile"))
-        mine = median(times["hetero"])
+        rounds = take_turns(contenders, seconds)
+        read = self.pool.threads * reader.window / rounds.take("read")
+        tile = 2 * TILE_ROWS * COLUMNS * columns / rounds.take("tile")
+        medians = rounds.medians()
+        mine = medians["hetero"]
         touched = self.experts * (1 - (1 - USED / self.experts) ** tokens)  # expected, of a random choice
         speed, flops = touched * self.expert_bytes / mine, 6 * tokens * USED * COLUMNS * HIDDEN / mine
         return {
@@ -116,7 +119,7 @@ class Layer:
             "experts": self.experts,
             "tokens": tokens,
             "tokens_per_expert": tokens * USED / self.experts,
-            "seconds": {name: median(series) for name, series in times.items()},
+            "seconds": medians,
             "bytes_per_second": speed,
             "flops_per_second": flops,
             "read_bytes_per_second": read,
@@ -124,7 +127,7 @@ class Layer:
             "tile_flops_per_second": tile,
             "share_of_tile": flops / tile,
             "deviation": self.deviation(),
-            **compare(times, "hetero"),
+            **rounds.compare("hetero"),
         }
 
     def deviation(self) -> float:
@@ -141,12 +144,14 @@ class Layer:
 
 def line(row: dict) -> str:
     scale = row["seconds"]["hetero"] / row["seconds"][row["best_other"]]
+    disturbed = "   disturbed" * (row["waited"] > QUIET)
     return (
         f"{row['layer']:>7} x {row['tokens']:<4} ({row['tokens_per_expert']:.2g} an expert)"
         f"{row['bytes_per_second'] / 1e9:7.1f} GB/s, of read {row['share_of_read']:5.0%}"
         f"{row['flops_per_second'] / 1e9:8.1f} GFLOP/s, of tile {row['share_of_tile']:5.0%}   {row['best_other']:<16}"
         f"{row['bytes_per_second'] * scale / 1e9:7.1f}{row['flops_per_second'] * scale / 1e9:8.1f}"
-        f"   ratio {row['ratio_of_medians']:5.2f} {row['median_of_ratios']:5.2f}   deviation {row['deviation']:.1e}"
+        f"   ratio {row['ratio_of_medians']:5.2f} {row['median_of_ratios']:5.2f}"
+        f"   deviation {row['deviation']:.1e}{disturbed}"
     )
 
 
@@ -157,13 +162,19 @@ def measure_all(options: argparse.Namespace, show: Callable[[str], None]) -> dic
         read = median(reader.read() for _ in range(50))
         show(f"{options.threads} threads, {options.experts} experts, read bandwidth {read / 1e9:.1f} GB/s")
         for name in options.layers:
-            layer = Layer(pool, ggml, name, options.experts, options.contenders)
+            layer = Layer(pool, ggml, name, options)
             for tokens in options.tokens:
                 results.append(layer.measure(tokens, reader, options.seconds))
                 show(line(results[-1]))
             layer.close()
             del layer
-    return {"threads": options.threads, "read_bytes_per_second": read, "results": results, **setting()}
+    return {
+        "threads": options.threads,
+        "layout": options.layout,
+        "read_bytes_per_second": read,
+        "results": results,
+        **setting(),
+    }
 
 
 def main() -> None:
@@ -172,6 +183,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=integers, help="[1, and 2 and 16 for each expert: 64 and 512 of the whole]")
     parser.add_argument("--experts", type=int, default=64, help=f"of {EXPERTS}")
     parser.add_argument("--contenders", type=names, default=["plain", "rearranged"], help="of ggml")
+    parser.add_argument("--layout", choices=["x16", "gguf"], default="x16", help="of ours; gguf: as in the file")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--seconds", type=float, default=4.0, help="of each case, at least 3 rounds")
     parser.add_argument("--json", action="store_true", help="the document alone, without the table")

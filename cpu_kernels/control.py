@@ -32,15 +32,18 @@ _YIELD_AFTER = 2_000  # spins (some 50 us) after which a waiting thread offers i
 
 EPOCH, JOB_ADDRESS, ARGUMENTS, THREADS, DONE, SLEEPERS = 0, 64, 72, 80, 128, 192
 CHUNK = 256  # a counter for jobs whose threads take units one by one; 0 when a job begins
-ARRIVED, RELEASED = 320, 384
-BUSY, SLOT = 448, 456  # 1 while a call runs; the slot of the caller (faults.py)
-HOME = 464  # the CPU that is left to the caller, -1 for none
-FAULTS = 512  # the record of faults
+RELEASED = 320  # how many barriers have opened
+ROOTS = 384  # groups that have come to a join, and in the next line to a barrier
+BUSY, SLOT = 512, 520  # 1 while a call runs; the slot of the caller (faults.py)
+HOME = 528  # the CPU that is left to the caller, -1 for none
+FAULTS = 576  # the record of faults
 # Groups of threads by NUMA node: their number, then a row of int64 for each thread: (index of its node in Pool.nodes,
 # its number within the node, threads of that node, the node's first thread).
-NODES, MASK, SEATS, SEAT_BYTES = 576, 640, 896, 32
+NODES, MASK, GROUPS, SEATS, SEAT_BYTES = 640, 704, 960, 960 + 128 * 128, 32
 _MASK_BYTES = 128  # two masks of 1024 CPUs: the caller's, and one of its home alone
+_GROUP = 8  # threads that count themselves in one line; two lines a group, for joins and for barriers
 DONE_WELL, IN_USE, FAULT = 0, 1, 2  # how a call ends
+_JOIN, _BARRIER = 0, 64
 _WAIT, _WAKE, _EVERYBODY = 128, 129, 1 << 30  # FUTEX_WAIT | PRIVATE, FUTEX_WAKE | PRIVATE
 
 
@@ -65,7 +68,8 @@ def work(control, thread, slot):
         job = load_i64(control + JOB_ADDRESS)
         if job != 0:
             guarded(slot, job, load_i64(control + ARGUMENTS), thread, load_i64(control + THREADS))
-        fetch_add(control + DONE, 1)
+        if _is_last(control, _JOIN, thread - 1, load_i64(control + THREADS) - 1):
+            store_atomic(control + DONE, last)
         if job == 0:
             return
 
@@ -80,20 +84,34 @@ def dispatch(control, job, arguments):
     if threads > 1:
         store_i64(control + JOB_ADDRESS, job)
         store_i64(control + ARGUMENTS, arguments)
-        store_atomic(control + DONE, 0)
         fetch_add(control + EPOCH, 1)
         if load_atomic(control + SLEEPERS) > 0:
             futex(control + EPOCH, _WAKE, _EVERYBODY)
     if job != 0:
         call_job(job, arguments, 0, threads)
-    _join(control, threads)
+    _join(control)
     store_i64(slot + FUNCTION, entry)
 
 
 @kernel
-def _join(control, threads):
+def _is_last(control, line, number, arrivals):
+    """Whether thread `number` of so many is the last to come here.
+
+    A line that all increment is handed from core to core: each group of 8 threads has its own, and its last one goes on
+    to the groups' line.
+    """
+    group = number // _GROUP
+    members, groups = min(_GROUP, arrivals - group * _GROUP), -(-arrivals // _GROUP)
+    if members > 1 and (fetch_add(control + GROUPS + 128 * group + line, 1) + 1) % members != 0:
+        return False
+    return groups == 1 or (fetch_add(control + ROOTS + line, 1) + 1) % groups == 0
+
+
+@kernel
+def _join(control):
+    epoch = load_atomic(control + EPOCH)
     spins = 0
-    while load_atomic(control + DONE) < threads - 1:
+    while load_atomic(control + DONE) != epoch:
         relax()
         spins += 1
         if spins > _YIELD_AFTER:
@@ -108,13 +126,12 @@ def barrier(control, thread, threads):
     """
     if threads == 1:
         return
-    arrival = fetch_add(control + ARRIVED, 1) + 1
-    if arrival % threads == 0:
-        store_atomic(control + RELEASED, arrival)
+    before = load_atomic(control + RELEASED)
+    if _is_last(control, _BARRIER, thread, threads):
+        store_atomic(control + RELEASED, before + 1)
         return
     spins = 0
-    target = arrival + threads - arrival % threads
-    while load_atomic(control + RELEASED) < target:
+    while load_atomic(control + RELEASED) == before:
         relax()
         spins += 1
         if spins > _YIELD_AFTER:
@@ -157,9 +174,8 @@ def _release(control):
 @kernel
 def _enter(control, entry, arguments):
     slot = load_i64(control + SLOT)
-    died = guarded(slot, entry, control, arguments, 0)
-    if died and load_i64(slot + FUNCTION) != entry:  # in a job: the workers are still at it
-        _join(control, load_i64(control + THREADS))
+    if guarded(slot, entry, control, arguments, 0):
+        _join(control)  # it died inside a job: the workers are still at it
     return load_atomic(control + FAULTS) == 0
 
 

@@ -211,6 +211,10 @@ class Pool:
 
     def run(self, job: int, arguments: np.ndarray) -> None:
         """Call the native function at address `job` on every thread; `arguments`: contiguous int64 for the job."""
+        if arguments.dtype != np.int64 or not arguments.flags.c_contiguous:
+            raise TypeError(
+                f"arguments are {arguments.dtype} with steps {arguments.strides}; contiguous int64 are needed"
+            )
         self.call(_dispatch.address, np.array([job, arguments.ctypes.data]), arguments)
 
     @contextlib.contextmanager

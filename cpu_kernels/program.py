@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .control import run_entries
+from .faults import watch_exceptions
 
 if TYPE_CHECKING:
     from .pool import Pool
@@ -64,4 +65,5 @@ class Program:
         """
         if self._table is None:
             raise RuntimeError("this Program is not recorded to its end")
+        watch_exceptions()
         self._pool.check(run_entries(self._pool.control, self._table))

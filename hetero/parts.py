@@ -23,9 +23,9 @@ class Clock:
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._counted = 0.0  # of all parts together
 
-    def __call__(self, part: str, work: Callable[..., Any], *arguments: Any) -> Any:
+    def __call__(self, part: str, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         before, started = self._counted, perf_counter()
-        result = work(*arguments)
+        result = work(*arguments, **named)
         taken = perf_counter() - started
         self.seconds[part] += taken - (self._counted - before)
         self._counted = before + taken
@@ -38,15 +38,15 @@ class Watched:
     def __init__(self, clock: Clock, part: str, original: Any):
         self._clock, self._part, self._original = clock, part, original
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self._clock(self._part, self._original, *arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._clock(self._part, self._original, *arguments, **named)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)
 
 
 def watched(model: "Model", clock: Clock) -> "Model":
-    """Router and routed experts are "experts"; dense layers and shared experts are "dense"; norms are "other"."""
+    """MoE layers, router and shared expert included, are "experts"; dense layers "dense"; norms between, "other"."""
     twin = copy(model)
     twin.blocks = [_watched_block(block, clock) for block in model.blocks]
     twin.output = Watched(clock, "head", model.output)  # type: ignore[assignment]
@@ -56,15 +56,9 @@ def watched(model: "Model", clock: Clock) -> "Model":
 def _watched_block(block: "Block", clock: Clock) -> "Block":
     from hetero.moe import MoE  # not above: it compiles kernels
 
-    feed_forward: Any = block.feed_forward
-    if isinstance(feed_forward, MoE):
-        feed_forward = copy(feed_forward)
-        if feed_forward.shared is not None:
-            feed_forward.shared = Watched(clock, "dense", feed_forward.shared)
-        feed_forward = Watched(clock, "experts", feed_forward)
-    else:
-        feed_forward = Watched(clock, "dense", feed_forward)
+    part = "experts" if isinstance(block.feed_forward, MoE) else "dense"
     attention: Any = Watched(clock, "attention", block.attention)
+    feed_forward: Any = Watched(clock, part, block.feed_forward)
     return replace(block, attention=attention, feed_forward=feed_forward)
 
 

@@ -33,7 +33,7 @@ def _dispatch_often(control, address, arguments, times):
         dispatch(control, address, arguments.ctypes.data)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("threads", [1, 2, 3, 9, 18])
 def test_every_thread_runs_every_job_once(threads):
     counts = np.zeros(2 + threads, np.int64)
     with Pool(threads) as pool:

@@ -150,11 +150,14 @@ def test_arguments_of_another_type_are_refused():
         for wrong in (np.zeros(4), np.zeros(4, np.int32), np.zeros((2, 2), np.int64), np.zeros(8, np.int64)[::2]):
             with pytest.raises(TypeError):
                 pool.call(_add.address, wrong)
+        for wrong in (np.zeros(4), np.zeros(8, np.int64)[::2]):
+            with pytest.raises(TypeError, match="contiguous int64"):
+                pool.run(_multiply_share.address, wrong)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8, 9, 18])
 def test_no_thread_passes_a_barrier_before_the_last_arrives(threads):
-    rounds = 300 if threads <= 2 else 40
+    rounds = 300 if threads <= 2 else 20
     errors, cells = np.zeros(1, np.int64), np.zeros((threads, 8), np.int64)
     with Pool(threads) as pool:
         arguments = [pool.control, rounds, errors.ctypes.data, cells.ctypes.data]
