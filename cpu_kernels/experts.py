@@ -192,9 +192,9 @@ def _activate(active, matrices, index, first, count):
 
 
 @device
-def _plan_hidden(active, count, tokens, blocks, threads):
+def _plan_hidden(active, count, columns, blocks, threads):
     """Blocks of a unit of the hidden phase, given all experts' `blocks`; units of every expert; their sum."""
-    size = min(MOST_BLOCKS, blocks // (8 * threads)) if tokens <= FEW else 1
+    size = min(MOST_BLOCKS, blocks // (8 * threads)) if columns <= FEW else 1
     for i in range(count):
         if not load_i64(load_i64(active + i * ACTIVE_BYTES + GATE) + FLAGS) & X16:
             size = 1  # there is room for two interleaved groups
@@ -290,12 +290,13 @@ def _experts(control, arguments):
     store_i64(work + _ACTIVE, active)
     store_i64(work + _ACTIVE_COUNT, number)
     everything, threads = (values + LANES - 1) // LANES, load_i64(control + THREADS)
-    size, units = _plan_hidden(active, number, tokens, blocks, threads)
+    columns = pairs // number  # of an expert, on average
+    size, units = _plan_hidden(active, number, columns, blocks, threads)
     store_i64(work + _UNIT_BLOCKS, size)
     store_i64(work + _HIDDEN_UNITS, units)
-    groups = unit_groups(load_i64(arguments + 24), tokens, everything, threads)
+    groups = unit_groups(load_i64(arguments + 24), columns, everything, threads)
     if shared:
-        groups = min(groups, unit_groups(load_i64(arguments + 48), tokens, everything, threads))
+        groups = min(groups, unit_groups(load_i64(arguments + 48), columns, everything, threads))
     store_i64(work + _OUTPUT_GROUPS, min(groups, MOST_GROUPS))
     store_i64(work + _X_FLOAT, lists)
     store_i64(work + _X_CODES, lists + 8 * pairs)

@@ -32,9 +32,9 @@ def thread_bytes(groups: int, *matrices: Matrix) -> int:
 
 
 @device
-def unit_groups(matrix, tokens, groups, threads):
+def unit_groups(matrix, columns, groups, threads):
     """Groups of a unit: some 8 units for each thread, if not too large; `groups`: of all products."""
-    run = tokens <= FEW and load_i64(matrix + FLAGS) & X16
+    run = columns <= FEW and load_i64(matrix + FLAGS) & X16
     return max(1, min(panel_groups(matrix, RUN_BYTES if run else UNIT_BYTES), groups // (8 * threads)))
 
 
