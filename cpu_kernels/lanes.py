@@ -71,6 +71,13 @@ class Lanes:
     def __rshift__(self, other):
         return self._binary(other, "lshr")
 
+    def slide(self, bits: int) -> "Lanes":
+        """Bytes shifted right (left where `bits` is negative) without a mask: neighbours' bits come in at the end, for
+        a caller who masks them; where a CPU has no shift of bytes, `>>` masks a second time."""
+        wide = self.bits(I16)
+        shifted = wide >> bits if bits > 0 else wide << -bits
+        return shifted.bits(I8) if bits else self
+
     def shift_signed(self, bits: int) -> "Lanes":
         return self._new(self.builder.ashr(self.value, self.constant(bits).value))
 

@@ -11,7 +11,7 @@ class IQ4_NL(Format):
 
     def codes(self, block, word):
         nibbles = self.word_bytes(word % 4)
-        return self.lookup(STEPS, (nibbles if word < 4 else nibbles >> 4) & 15)
+        return self.lookup(STEPS, nibbles.slide(4 * (word // 4)) & 0x0F)
 
     def scales(self, block):
         return [self.half().real_from_f16()]

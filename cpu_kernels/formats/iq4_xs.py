@@ -17,7 +17,7 @@ class IQ4_XS(Format):
 
     def codes(self, block, word):
         nibbles = self.word_bytes(2 + 4 * block + word % 4)
-        return self.lookup(STEPS, (nibbles if word < 4 else nibbles >> 4) & 15)
+        return self.lookup(STEPS, nibbles.slide(4 * (word // 4)) & 0x0F)
 
     def scales(self, block):
         scale = ((self.nibbles >> (4 * block)) & 15) | (((self.pairs >> (2 * block)) & 3) << 4)

@@ -17,7 +17,7 @@ class Q2_K(Format):
         self.nibbles = [self.word(i) for i in range(4)]
 
     def codes(self, block, word):
-        return (self.word_bytes(4 + 8 * (block // 4) + word) >> (2 * (block % 4))) & 3
+        return self.word_bytes(4 + 8 * (block // 4) + word).slide(2 * (block % 4)) & 0x03
 
     def scales(self, block):
         pair = self.nibbles[block // 2] & 0x0F0F0F0F

@@ -21,9 +21,8 @@ class Q3_K(Format):
         ]
 
     def codes(self, block, word):
-        low = (self.word_bytes(8 + 8 * (block // 4) + word) >> (2 * (block % 4))) & 3
-        third = (self.word_bytes(word) >> block) & 1
-        return low | (third << 2)
+        low = self.word_bytes(8 + 8 * (block // 4) + word).slide(2 * (block % 4)) & 0x03
+        return low | (self.word_bytes(word).slide(block - 2) & 0x04)
 
     def scales(self, block):
         return [(byte(self.packed[block // 2], 2 * (block % 2) + i) - 32.0) * self.d for i in range(2)]

@@ -10,7 +10,7 @@ class Q4_1(Format):
 
     def codes(self, block, word):
         nibbles = self.word_bytes(1 + word % 4)
-        return (nibbles if word < 4 else nibbles >> 4) & 15
+        return nibbles.slide(4 * (word // 4)) & 0x0F
 
     def scales(self, block):
         return [self.word(0).narrow(I16).real_from_f16()]

@@ -21,7 +21,7 @@ class Q4_K(Format):
         self.minimum = [minimum & 0x3F3F3F3F, ((high >> 4) & 0x0F0F0F0F) | ((minimum >> 2) & 0x30303030)]
 
     def codes(self, block, word):
-        return (self.word_bytes(self.NIBBLES + 8 * (block // 2) + word) >> (4 * (block % 2))) & 15
+        return self.word_bytes(self.NIBBLES + 8 * (block // 2) + word).slide(4 * (block % 2)) & 0x0F
 
     def scales(self, block):
         return [byte(self.scale[block // 4], block % 4) * self.d]

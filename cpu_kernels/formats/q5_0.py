@@ -10,7 +10,7 @@ class Q5_0(Format):
 
     def codes(self, block, word):
         nibbles = self.word_bytes(1 + word % 4)
-        return ((nibbles if word < 4 else nibbles >> 4) & 15) | flags(self.word_bytes(0), word, 16)
+        return (nibbles.slide(4 * (word // 4)) & 0x0F) | flags(self.word_bytes(0), word, 16)
 
     def scales(self, block):
         return [self.half().real_from_f16()]

@@ -10,8 +10,7 @@ class Q5_K(Q4_K):
     NIBBLES = 12
 
     def codes(self, block, word):
-        fifth = (self.word_bytes(4 + word) >> block) & 1
-        return super().codes(block, word) | (fifth << 4)
+        return super().codes(block, word) | (self.word_bytes(4 + word).slide(block - 4) & 0x10)
 
 
 FORMAT = Q5_K

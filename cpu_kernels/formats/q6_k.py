@@ -17,9 +17,8 @@ class Q6_K(Format):
 
     def codes(self, block, word):
         half, group = divmod(block, 4)
-        low = (self.word_bytes(16 * half + 8 * (group % 2) + word) >> (4 * (group // 2))) & 15
-        high = (self.word_bytes(32 + 8 * half + word) >> (2 * group)) & 3
-        return low | (high << 4)
+        low = self.word_bytes(16 * half + 8 * (group % 2) + word).slide(4 * (group // 2)) & 0x0F
+        return low | (self.word_bytes(32 + 8 * half + word).slide(2 * group - 4) & 0x30)
 
     def scales(self, block):
         quad = self.word(48 + block // 2)
