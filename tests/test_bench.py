@@ -217,15 +217,13 @@ def test_clocks_change_nothing(hetero_alone: contest.Hetero) -> None:
     assert all(clock.seconds[part] > 0 for part in ("attention", "experts", "dense", "head"))
 
 
-def test_time_by_part_leaves_the_model_alone(hetero_alone: contest.Hetero) -> None:
+def test_time_by_part(hetero_alone: contest.Hetero) -> None:
     engine, model = hetero_alone.engine, hetero_alone.engine.model
     hetero_alone.decode([1, 2, 3], 2)
     cached = engine.tokens_cached
-    assert set(parts.time_by_part(engine, [[1], [2]])) == set(parts.PARTS)
+    seconds = parts.time_by_part(engine, [[1], [2]])
+    assert list(seconds) == list(parts.PARTS) and min(seconds.values()) > 0
     assert engine.model is model and engine.tokens_cached == cached + 2
-    with pytest.raises(RequestError):
-        parts.time_by_part(engine, [[0] * 64])
-    assert engine.model is model
 
 
 def test_a_part_inside_another_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
