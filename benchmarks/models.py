@@ -9,7 +9,7 @@ file and rearranged, and the better variant of each case counts. Figures are med
 over theirs: of the medians, and the median of the rounds' ratios. --all-logits asks for the logits of every token of
 a prompt: engines skip most of the last layer otherwise, which is much of a model of three layers.
 
-The table goes to stderr, one JSON document comes last, on stdout, and with --out into a file.
+The table goes to stderr, one JSON document comes last, on stdout.
 """
 
 import argparse
@@ -114,7 +114,6 @@ def main() -> None:
     parser.add_argument("--engines", type=names, default=list(ENGINES), help=", ".join(ENGINES))
     parser.add_argument("--all-logits", action="store_true", help="of prompts, in both engines")
     parser.add_argument("--apart", action="store_true", help="one engine in memory at a time, also where all fit")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     report = inspect_file(options.file)
     context = max(*options.prompts, *(depth + options.generate + 1 for depth in options.depths))
@@ -131,8 +130,6 @@ def main() -> None:
         "facts": facts,
         **setting(),
     }
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 

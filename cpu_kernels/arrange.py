@@ -46,7 +46,15 @@ def interleave(pool: Pool, w: Matrix, out: np.ndarray | None = None) -> Matrix:
     out = np.empty(shape, np.uint8) if out is None else out
     if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
         raise ValueError(f"out is {out.dtype}{list(out.shape)}; needed is a C-contiguous uint8{list(shape)}")
-    works = pool.scratch(8 * LANES * pool.threads)
-    arguments = [_interleave_job.address, 0, w.address, 0, shape[0] * shape[1], address(out), works]
-    pool.call(_interleave.address, np.array(arguments, np.int64), w, out)
+    interleave_groups(pool, w, out, 0, shape[0] * shape[1])
     return Matrix.x16(out, w.type, w.rows, w.columns, flat=w.flat)
+
+
+def interleave_groups(pool: Pool, w: Matrix, out: np.ndarray, first: int, count: int) -> None:
+    """`count` groups of 16 rows, from group `first` on, counted through all matrices; `out`: of `interleave`."""
+    if not 0 <= first <= first + count <= w.count * row_groups(w.rows):
+        raise ValueError(f"groups {first} to {first + count}; the matrices have {w.count * row_groups(w.rows)}")
+    target = address(out) + first * LANES * w.row_bytes
+    works = pool.scratch(8 * LANES * pool.threads)
+    arguments = [_interleave_job.address, 0, w.address, first, count, target, works]
+    pool.call(_interleave.address, np.array(arguments, np.int64), w, out)

@@ -148,6 +148,24 @@ def join(parts: Sequence[Lanes]) -> Lanes:
     return parts[0]
 
 
+def transposed(four: Sequence[Lanes]) -> list[Lanes]:
+    """Four vectors of quarters of 4 lanes: lane j of quarter q of vector i becomes lane i of quarter q of vector j.
+
+    Shuffles within 128 bits, cheap everywhere and cheap to compile.
+    """
+    count = four[0].count
+    starts = range(0, count, 4)
+    pairs = []  # of vectors i, i + 1: lanes 0, 1, then lanes 2, 3
+    for a, b in ((four[0], four[1]), (four[2], four[3])):
+        for j in (0, 2):
+            pairs.append(a.pick([v for s in starts for i in (s + j, s + j + 1) for v in (i, i + count)], b))
+    result = []
+    for a, b in ((pairs[0], pairs[2]), (pairs[1], pairs[3])):
+        for j in (0, 2):
+            result.append(a.pick([v for s in starts for v in (s + j, s + j + 1, s + j + count, s + j + 1 + count)], b))
+    return result
+
+
 def call(builder, name: str, result, *arguments):
     signature = ir.FunctionType(result, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)

@@ -15,7 +15,7 @@ from .machine import LANES
 
 SUPPORTED = frozenset(
     {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
-    | {"IQ4_NL", "IQ4_XS"}
+    | {"IQ4_NL", "IQ4_XS", "IQ3_XXS", "IQ3_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_S", "IQ1_M"}
 )
 
 FLOAT, X16 = 1, 2  # flags

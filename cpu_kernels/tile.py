@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .activation import CODES, RECORD_BYTES, SCALE, SUM, SUM_HIGH, SUM_LOW
-from .lanes import F32, I8, I16, I32, I64, Lanes, Memory, splat, vector
+from .lanes import F32, I8, I16, I32, I64, Lanes, Memory, splat, transposed, vector
 from .machine import LANES, MACHINE
 
 BLOCK = 32  # values that share an activation scale
@@ -199,6 +199,32 @@ def multiplier(form: type[Format]) -> Any:
     return multiply
 
 
+def _emit_dequantize(builder, form: type[Format], arguments) -> None:
+    """Block by block: codes, scales and minima into buffers, then values from these in a loop of four: unrolled over
+    a block of 256 its thousand stores would be three quarters of the compile time."""
+    weights, blocks, target, stride = arguments
+    rows = [Memory(builder, builder.add(target, builder.mul(stride, I64(r)))) for r in range(LANES)]
+    quads, parts = form.VALUES // 4, form.VALUES // BLOCK * form.SCALES
+    buffer = [_buffer(builder, count) for count in (quads, parts, parts)]
+    with cgutils.for_range(builder, blocks) as loop:
+        has_minima = _decode_block(form(*_planes(builder, form, weights, blocks, loop.index)), buffer)
+        at = builder.mul(loop.index, I64(4 * form.VALUES))
+        with cgutils.for_range(builder, I64(quads)) as quad:
+            part = builder.mul(builder.udiv(quad.index, I64(quads // parts)), I64(64))
+            codes = buffer[0].moved(builder.shl(quad.index, I64(6))).load(I32, LANES)
+            scale, minimum = (place.moved(part).load(F32, LANES) for place in buffer[1:])
+            here = builder.add(at, builder.shl(quad.index, I64(4)))
+            for j, quads_of_rows in enumerate(transposed(_values(form, codes, scale, minimum if has_minima else None))):
+                for q in range(LANES // 4):
+                    rows[4 * q + j].moved(here).store(quads_of_rows.part(q, LANES // 4))
+
+
+def _buffer(builder, count: int) -> Memory:
+    """`count` times 64 bytes on the stack."""
+    place = cgutils.alloca_once(builder, vector(I8, 64), size=I64(count))
+    return Memory(builder, builder.ptrtoint(place, I64))
+
+
 def dequantizer(form: type[Format]) -> Any:
     """The intrinsic dequantize(weights, blocks, target, stride): a group's values as 16 float32 rows, exactly.
 
@@ -207,15 +233,8 @@ def dequantizer(form: type[Format]) -> Any:
 
     @intrinsic
     def dequantize(typing, weights, blocks, target, stride):
-        def codegen(context, builder, signature, a):
-            weights, blocks, target, stride = a
-            rows = [Memory(builder, builder.add(target, builder.mul(stride, I64(r)))) for r in range(LANES)]
-            with cgutils.for_range(builder, blocks) as loop:
-                block = form(*_planes(builder, form, weights, blocks, loop.index))
-                at = builder.mul(loop.index, I64(4 * form.VALUES))
-                for b in range(form.VALUES // BLOCK):
-                    for word in range(8):
-                        _store_word(block, b, word, [row.moved(at) + (4 * BLOCK * b + 16 * word) for row in rows])
+        def codegen(context, builder, signature, arguments):
+            _emit_dequantize(builder, form, arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 4), codegen
@@ -223,15 +242,22 @@ def dequantizer(form: type[Format]) -> Any:
     return dequantize
 
 
-def _store_word(block: Format, b: int, word: int, rows: list[Memory]) -> None:
+def _decode_block(block: Format, buffer: list[Memory]) -> bool:
+    """All 4-code words, and each part's scale and minimum, into the buffers; whether there are minima."""
+    codes, scales, minima = buffer
+    has_minima = False
+    for b in range(block.VALUES // BLOCK):
+        for word in range(8):
+            (codes + 4 * LANES * (8 * b + word)).store(block.codes(b, word))
+        for part, scale in enumerate(block.scales(b)):
+            (scales + 4 * LANES * (b * block.SCALES + part)).store(scale)
+        for part, minimum in enumerate(block.minima(b) or []):
+            (minima + 4 * LANES * (b * block.SCALES + part)).store(minimum)
+            has_minima = True
+    return has_minima
+
+
+def _values(form: type[Format], codes: Lanes, scale: Lanes, minimum: Lanes | None) -> list[Lanes]:
     """Four values of each row: scale x code - minimum, rounded as the format's definition rounds."""
-    part = word * block.SCALES // 8
-    scale, minima = block.scales(b)[part], block.minima(b)
-    codes = block.codes(b, word).bits(I32)
-    values = [(byte(codes, i, signed=block.SIGNED) - float(block.OFFSET)) * scale for i in range(4)]
-    if minima:
-        values = [value - minima[part] for value in values]
-    pairs = [values[0].pick(range(32), values[1]), values[2].pick(range(32), values[3])]
-    quads = pairs[0].pick(range(64), pairs[1])
-    for r, row in enumerate(rows):
-        row.store(quads.pick([r, r + 16, r + 32, r + 48]))
+    values = [(byte(codes, i, signed=form.SIGNED) - float(form.OFFSET)) * scale for i in range(4)]
+    return [value - minimum for value in values] if minimum else values

@@ -11,23 +11,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from .jit import device
-from .lanes import I16, I32, I64, Lanes, Memory, join
+from .lanes import I16, I32, I64, Lanes, Memory, join, transposed
 from .machine import LANES
 
 
-def _transposed(rows: list[Lanes]) -> list[Lanes]:
-    """16 vectors of 4 words -> 4 vectors of 16 rows, by shuffles within 128 bits."""
-    quads = [join([rows[4 * q + j] for q in range(4)]) for j in range(4)]  # quarter q of quad j: row 4q + j
-    quarters = range(0, LANES, 4)
-    pairs = []  # of rows j, j + 1: words 0, 1, then words 2, 3
-    for a, b in ((quads[0], quads[1]), (quads[2], quads[3])):
-        for word in (0, 2):
-            pairs.append(a.pick([v for q in quarters for i in (q + word, q + word + 1) for v in (i, i + LANES)], b))
-    words = []
-    for a, b in ((pairs[0], pairs[2]), (pairs[1], pairs[3])):
-        for i in (0, 2):
-            words.append(a.pick([v for q in quarters for v in (q + i, q + i + 1, q + i + LANES, q + i + 1 + LANES)], b))
-    return words
+def _interleaved(rows: list[Lanes]) -> list[Lanes]:
+    """16 vectors of 4 words -> 4 vectors of 16 rows."""
+    return transposed([join([rows[4 * q + j] for q in range(4)]) for j in range(4)])
 
 
 def _copier(emit) -> Any:
@@ -47,12 +37,12 @@ def _copier(emit) -> Any:
 
 
 def _four_words(places: list[Memory], target: Memory) -> None:
-    for word, lanes in enumerate(_transposed([place.load(I32, 4) for place in places])):
+    for word, lanes in enumerate(_interleaved([place.load(I32, 4) for place in places])):
         (target + 4 * LANES * word).store(lanes)
 
 
 def _eight_halves(places: list[Memory], target: Memory) -> None:
-    for word, lanes in enumerate(_transposed([place.load(I32, 4) for place in places])):
+    for word, lanes in enumerate(_interleaved([place.load(I32, 4) for place in places])):
         (target + 4 * LANES * word).store(lanes.narrow(I16))
         (target + (4 * LANES * word + 2 * LANES)).store((lanes >> 16).narrow(I16))
 

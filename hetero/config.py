@@ -13,11 +13,10 @@ ARCHITECTURE = "deepseek2"
 CACHE_TYPES = ("f32", "f16", "q8_0")
 DEVICES = ("auto", "cpu", "cuda")
 CONTEXT_LIMIT, SEQUENCE_LIMIT, THREAD_LIMIT = 1 << 24, 1024, 1024  # beyond any machine; memory is checked elsewhere
-# Settings for later versions, with the values that mean what this one does: weights run from the page cache, no graph
+# Settings for later versions, with the values that mean what this one does: no graph
 NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "gpu_memory": (None,),
     "memory": (None,),
-    "mmap": (None, True),
     "plan": (None,),
     "graph": (None, False),
     "sessions": (None,),

@@ -25,7 +25,10 @@ class Tensor:
     name: str
     shape: tuple[int, ...]  # numpy order: [experts, rows, columns], the last axis is a row
     type: str  # a key of QUANT
-    data: np.ndarray = field(repr=False, compare=False)  # uint8 [*shape[:-1], bytes of a row], read-only view
+    # uint8 [*shape[:-1], bytes of a row], a read-only view of the file; or of memory where it was put in another layout:
+    # "x16": [matrices, groups of 16 rows, 16 x bytes of a row] (cpu_kernels.Matrix)
+    data: np.ndarray = field(repr=False, compare=False)
+    layout: str = "gguf"
 
     @property
     def nbytes(self) -> int:

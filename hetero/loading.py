@@ -46,11 +46,13 @@ def load(
         cache = LatentCache(config, run, chosen_context(config, run))
         kernels = "preparing kernels" if CACHED else "compiling kernels for this CPU, once, about a minute"
         report(kernels, 0, 0)
-        from hetero.engine import Engine  # here: naming the kernels compiles them
+        from hetero.arena import rearrange  # here: naming the kernels compiles them
+        from hetero.engine import Engine
 
-        engine = Engine(file, config, run, cache, undo.enter_context(Pool(run.threads)))
-        if progress is not None:
-            engine.read_ahead(progress)
+        pool = undo.enter_context(Pool(run.threads))
+        if not run.mmap:
+            file.tensors = rearrange(file, config, pool, report)
+        engine = Engine(file, config, run, cache, pool)
         report(kernels, 0, 0)
         engine.model.rehearse(cache.layers)
         note_compiled()

@@ -18,7 +18,7 @@ READ_AHEAD_BYTES = 64 << 20
 
 
 class Weights:
-    """The tensors of a memory-mapped file, bound to CPU kernels where they lie; only fused matrices are copied."""
+    """The tensors of a model, bound to CPU kernels where they lie."""
 
     def __init__(self, file: GGUFFile, pool: Pool):
         self.file, self.pool = file, pool
@@ -29,14 +29,13 @@ class Weights:
 
     def matrix(self, name: str) -> Matrix:
         tensor = self.file.tensors[name]
+        if tensor.layout == "x16":
+            *stack, rows, columns = tensor.shape
+            return Matrix.x16(tensor.data, tensor.type, rows, columns, flat=not stack)
         return Matrix(tensor.data, tensor.type, tensor.shape[-1])
 
     def linear(self, *names: str) -> Linear:
-        """One product for matrices with the same input: equal types are joined (a copy), others stand side by side."""
-        tensors = [self.file.tensors[name] for name in names]
-        if len(tensors) > 1 and len({tensor.type for tensor in tensors}) == 1:
-            joined = np.concatenate([tensor.data for tensor in tensors])
-            return Linear(self.pool, Matrix(joined, tensors[0].type, tensors[0].shape[-1]))
+        """One product for matrices with the same input, side by side."""
         return Linear(self.pool, *(self.matrix(name) for name in names))
 
     def gated(self, prefix: str, suffix: str = "") -> GatedWeights:
@@ -46,9 +45,13 @@ class Weights:
         if config.kv_b_split:
             return KvUp(self.matrix(prefix + "attn_k_b.weight"), self.matrix(prefix + "attn_v_b.weight"), True)
         tensor = self.file.tensors[prefix + "attn_kv_b.weight"]  # rows: for each head N of keys, then V of values
-        heads = tensor.data.reshape(config.heads, config.nope_dim + config.value_dim, -1)
-        k_b, v_b = heads[:, : config.nope_dim], heads[:, config.nope_dim :]
-        return KvUp(Matrix(k_b, tensor.type, tensor.shape[-1]), Matrix(v_b, tensor.type, tensor.shape[-1]), False)
+        keys, values, columns = config.nope_dim, config.value_dim, tensor.shape[-1]
+        if tensor.layout == "x16":
+            heads = tensor.data.reshape(config.heads, (keys + values) // 16, -1)
+            k_b = Matrix.x16(heads[:, : keys // 16], tensor.type, keys, columns)
+            return KvUp(k_b, Matrix.x16(heads[:, keys // 16 :], tensor.type, values, columns), False)
+        heads = tensor.data.reshape(config.heads, keys + values, -1)
+        return KvUp(Matrix(heads[:, :keys], tensor.type, columns), Matrix(heads[:, keys:], tensor.type, columns), False)
 
 
 def mla_weights(weights: Weights, config: ModelConfig, prefix: str) -> MLAWeights:
@@ -88,6 +91,7 @@ def place_weights(file: GGUFFile, config: ModelConfig, pool: Pool) -> Model:
         for i in range(config.layers)
     ]
     token_embd = weights.matrix("token_embd.weight")
+    # tied models have no output.weight in the file; loading makes a rearranged one of the embedding
     head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
     return Model(config, token_embd, blocks, weights.vector("output_norm.weight"), weights.linear(head))
 

@@ -439,7 +439,6 @@ def test_impossible_settings(setting: dict[str, Any], message: str) -> None:
         ({"device": "cuda"}, "device 'cuda'; no GPU support in this version; use --device cpu"),
         ({"gpu_memory": 1 << 30}, "gpu-memory = 1073741824; not implemented in this version; leave out --gpu-memory"),
         ({"memory": 1 << 30}, "memory = 1073741824; not implemented"),
-        ({"mmap": False}, "mmap = False; not implemented in this version; leave out --no-mmap"),
         ({"plan": "plan.json"}, "plan = 'plan.json'; not implemented"),
         ({"graph": True}, "graph = True; not implemented"),
         ({"sessions": "folder"}, "sessions = 'folder'; not implemented"),

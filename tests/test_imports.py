@@ -19,6 +19,7 @@ ROWS = [
     ["attention", "moe"],
     ["model"],
     ["weights"],
+    ["arena"],
     ["engine"],
     ["loading"],
     ["terminal", "progress", "prompt", "conversation", "generate", "chat", "perplexity", "reference", "evaluate"],

@@ -4,54 +4,53 @@ Each 16 bits of the last hold four scales of 3 bits, for 16 values each, and a q
 Codebook and shift are those of IQ1_S.
 """
 
-import numpy as np
-
-from ..jit import device, dot_kernel, unpack_kernel
-from ..simd import load_u16, load_u32
-from .block256 import dot_signed_rows, unpack_row
-from .codebook import codebook, f16_from_bits, join, odd_scales
-
-VALUES, BYTES = 256, 56
-FLOAT = MINIMUM = False
-
-GRID = codebook("IQ1_M", 8)
+from ..jit import dequantize_kernel, multiply_kernel
+from ..lanes import I16
+from ..machine import LANES
+from ..tile import dequantizer, multiplier
+from .codebook import Codebook, codebook
+from .codebook_fields import spread
 
 
-@device
-def _shift(nibble):
-    """8 times 1 or -1."""
-    return 0x0101010101010101 if nibble & 8 == 0 else -1
+class IQ1_M(Codebook):
+    BYTES, UNIT, SCALES = 56, 0.125, 2
+    BITS, OFFSET, IN_REGISTERS = 5, 16, False
+    GRID = codebook("IQ1_M", 8)
+
+    def unit_scale(self):
+        low, high = self.word(12), self.word(13)
+        bits = ((low >> 12) & 0xF) | ((low >> 24) & 0xF0) | ((high >> 4) & 0xF00) | ((high >> 16) & 0xF000)
+        return bits.narrow(I16).real_from_f16() * self.UNIT
+
+    @classmethod
+    def indices(cls, words, block, part):
+        return words.word(0, 1, block).bytes(), spread(words.item(8, 16, block), 4) & 7
+
+    @classmethod
+    def signs(cls, words, block):
+        """1 or -1 for each 8 values."""
+        return ((spread(words.item(8, 16, block), 4) >> 3) & 1) * -2 + 1
+
+    @classmethod
+    def signed(cls, entries, signs, word):
+        return entries + signs.pick([4 * r + word // 2 for r in range(LANES) for _ in range(4)])
+
+    def scales(self, block):
+        scales = self.word(12 + block // 4) >> (16 * (block // 2 % 2) + 6 * (block % 2))
+        return [self.odd_scale(scales & 7), self.odd_scale((scales >> 3) & 7)]
 
 
-@device
-def codes(block, half, group):
-    low, high = load_u32(block + 16 * half + 4 * group), load_u16(block + 32 + 8 * half + 2 * group)
-    entries = join(
-        GRID[low & 255 | (high & 7) << 8],
-        GRID[low >> 8 & 255 | (high >> 4 & 7) << 8],
-        GRID[low >> 16 & 255 | (high >> 8 & 7) << 8],
-        GRID[low >> 24 | (high >> 12 & 7) << 8],
-    )
-    return entries + join(_shift(high), _shift(high >> 4), _shift(high >> 8), _shift(high >> 12))
+FORMAT = IQ1_M
 
 
-@device
-def scales(block, half):
-    d = 0
-    for quarter in range(4):
-        d |= load_u16(block + 48 + 2 * quarter) >> 12 << 4 * quarter
-    words = load_u32(block + 48 + 4 * half)
-    bytes = 0
-    for i in range(4):
-        bytes |= (words >> 3 * i & 7) << 8 * i | (words >> 16 >> 3 * i & 7) << 32 + 8 * i
-    return odd_scales(bytes, f16_from_bits(d) * np.float32(0.125))
+_multiply, _dequantize = multiplier(IQ1_M), dequantizer(IQ1_M)
 
 
-@dot_kernel
-def dot(weights, stride, rows, columns, x, y):
-    dot_signed_rows(codes, scales, BYTES, weights, stride, rows, columns, x, y)
+@multiply_kernel
+def multiply(weights, groups, blocks, columns, x_list, y_list, y_offset):
+    _multiply(weights, groups, blocks, columns, x_list, y_list, y_offset)
 
 
-@unpack_kernel
-def unpack(block, columns, panel):
-    unpack_row(codes, 0, scales, BYTES, block, columns, panel)
+@dequantize_kernel
+def dequantize(weights, blocks, target, stride):
+    _dequantize(weights, blocks, target, stride)

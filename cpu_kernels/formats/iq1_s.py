@@ -3,44 +3,45 @@
 value = scale x (entry of -1, 0, 1 plus or minus an eighth): codes are 8 x entry plus or minus 1; the top bit for minus.
 """
 
-import numpy as np
-
-from ..jit import device, dot_kernel, unpack_kernel
-from ..simd import load_f16, load_u16, load_u32
-from .block256 import dot_signed_rows, unpack_row
-from .codebook import codebook, join, odd_scales
-
-VALUES, BYTES = 256, 50
-FLOAT = MINIMUM = False
-
-GRID = codebook("IQ1_S", 8)
+from ..jit import dequantize_kernel, multiply_kernel
+from ..tile import dequantizer, multiplier
+from .codebook import Codebook, codebook
+from .codebook_fields import spread
 
 
-@device
-def codes(block, half, group):
-    low, high = load_u32(block + 2 + 16 * half + 4 * group), load_u16(block + 34 + 8 * half + 2 * group)
-    entries = join(
-        GRID[low & 255 | (high & 7) << 8],
-        GRID[low >> 8 & 255 | (high >> 3 & 7) << 8],
-        GRID[low >> 16 & 255 | (high >> 6 & 7) << 8],
-        GRID[low >> 24 | (high >> 9 & 7) << 8],
-    )
-    return entries + (1 - (high >> 15) * 2)
+class IQ1_S(Codebook):
+    BYTES, HALF, UNIT = 50, 0, 0.125
+    BITS, OFFSET, IN_REGISTERS = 5, 16, False
+    GRID = codebook("IQ1_S", 8)
+
+    @classmethod
+    def indices(cls, words, block, part):
+        return words.word(0, 1, block).bytes(), spread(words.item(8, 16, block), 3)
+
+    @classmethod
+    def signs(cls, words, block):
+        """1 or -1 in every byte."""
+        return (((words.item(8, 16, block) >> 15) & 1) * -1 | 0x01010101).bytes()
+
+    @classmethod
+    def signed(cls, entries, signs, word):
+        return entries + signs
+
+    def scales(self, block):
+        return [self.odd_scale((self.fields.item(8, 16, block) >> 12) & 7)]
 
 
-@device
-def scales(block, half):
-    bytes = 0
-    for group in range(4):
-        bytes |= (load_u16(block + 34 + 8 * half + 2 * group) >> 12 & 7) * 0x0101 << 16 * group
-    return odd_scales(bytes, load_f16(block) * np.float32(0.125))
+FORMAT = IQ1_S
 
 
-@dot_kernel
-def dot(weights, stride, rows, columns, x, y):
-    dot_signed_rows(codes, scales, BYTES, weights, stride, rows, columns, x, y)
+_multiply, _dequantize = multiplier(IQ1_S), dequantizer(IQ1_S)
 
 
-@unpack_kernel
-def unpack(block, columns, panel):
-    unpack_row(codes, 0, scales, BYTES, block, columns, panel)
+@multiply_kernel
+def multiply(weights, groups, blocks, columns, x_list, y_list, y_offset):
+    _multiply(weights, groups, blocks, columns, x_list, y_list, y_offset)
+
+
+@dequantize_kernel
+def dequantize(weights, blocks, target, stride):
+    _dequantize(weights, blocks, target, stride)

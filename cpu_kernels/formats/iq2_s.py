@@ -3,43 +3,40 @@
 16 scales of 4 bits, for 16 values each.
 """
 
-import numpy as np
-
-from ..jit import device, dot_kernel, unpack_kernel
-from ..simd import load_f16, load_u16, load_u32
-from .block256 import dot_signed_rows, unpack_row
-from .codebook import SIGNS, bytes_of_nibbles, codebook, join, negate, odd_scales
-
-VALUES, BYTES = 256, 82
-FLOAT = MINIMUM = False
-
-GRID = codebook("IQ2_S")
+from ..jit import dequantize_kernel, multiply_kernel
+from ..tile import dequantizer, multiplier
+from .codebook import Codebook, codebook
+from .codebook_fields import spread
 
 
-@device
-def codes(block, half, group):
-    at = 4 * half + group
-    low, high, signs = load_u32(block + 2 + 4 * at), load_u16(block + 65 + at) >> 8, load_u32(block + 34 + 4 * at)
-    entries = join(
-        GRID[low & 255 | (high & 3) << 8],
-        GRID[low >> 8 & 255 | (high >> 2 & 3) << 8],
-        GRID[low >> 16 & 255 | (high >> 4 & 3) << 8],
-        GRID[low >> 24 | (high >> 6) << 8],
-    )
-    masks = join(SIGNS[signs & 255], SIGNS[signs >> 8 & 255], SIGNS[signs >> 16 & 255], SIGNS[signs >> 24])
-    return negate(entries, masks)
+class IQ2_S(Codebook):
+    BYTES, HALF, UNIT, SCALES = 82, 0, 0.125, 2
+    GRID = codebook("IQ2_S")
+
+    @classmethod
+    def indices(cls, words, block, part):
+        return words.word(0, 1, block).bytes(), spread(words.item(16, 8, block), 2)
+
+    @classmethod
+    def signs(cls, words, block):
+        return words.word(8, 1, block).bytes()
+
+    def scales(self, block):
+        pair = self.fields.item(18, 8, block)
+        return [self.odd_scale(pair & 15), self.odd_scale((pair >> 4) & 15)]
 
 
-@device
-def scales(block, half):
-    return odd_scales(bytes_of_nibbles(load_u32(block + 74 + 4 * half)), load_f16(block) * np.float32(0.125))
+FORMAT = IQ2_S
 
 
-@dot_kernel
-def dot(weights, stride, rows, columns, x, y):
-    dot_signed_rows(codes, scales, BYTES, weights, stride, rows, columns, x, y)
+_multiply, _dequantize = multiplier(IQ2_S), dequantizer(IQ2_S)
 
 
-@unpack_kernel
-def unpack(block, columns, panel):
-    unpack_row(codes, 0, scales, BYTES, block, columns, panel)
+@multiply_kernel
+def multiply(weights, groups, blocks, columns, x_list, y_list, y_offset):
+    _multiply(weights, groups, blocks, columns, x_list, y_list, y_offset)
+
+
+@dequantize_kernel
+def dequantize(weights, blocks, target, stride):
+    _dequantize(weights, blocks, target, stride)

@@ -1,36 +1,45 @@
 """IQ2_XS: 256 values as d f16 | 32 x 16 bits: index of 9, signs of 7 | 16 scales of 4 bits, for 16 values each."""
 
-import numpy as np
-
-from ..jit import device, dot_kernel, unpack_kernel
-from ..simd import load_f16, load_i64, load_u32
-from .block256 import dot_signed_rows, unpack_row
-from .codebook import EVEN_SIGNS, bytes_of_nibbles, codebook, join, negate, odd_scales
-
-VALUES, BYTES = 256, 74
-FLOAT = MINIMUM = False
-
-GRID = codebook("IQ2_XS")
+from ..jit import dequantize_kernel, multiply_kernel
+from ..machine import LANES
+from ..tile import dequantizer, multiplier
+from .codebook import Codebook, codebook, even
 
 
-@device
-def codes(block, half, group):
-    words = load_i64(block + 2 + 32 * half + 8 * group)
-    entries = join(GRID[words & 511], GRID[words >> 16 & 511], GRID[words >> 32 & 511], GRID[words >> 48 & 511])
-    a, b, c, d = words >> 9 & 127, words >> 25 & 127, words >> 41 & 127, words >> 57 & 127
-    return negate(entries, join(EVEN_SIGNS[a], EVEN_SIGNS[b], EVEN_SIGNS[c], EVEN_SIGNS[d]))
+class IQ2_XS(Codebook):
+    BYTES, HALF, UNIT, SCALES = 74, 0, 0.125, 2
+    GRID = codebook("IQ2_XS")
+
+    @classmethod
+    def indices(cls, words, block, part):
+        return _halves(words, block, 0), _halves(words, block, 1) & 1
+
+    @classmethod
+    def signs(cls, words, block):
+        return even(_halves(words, block, 1) >> 1)
+
+    def scales(self, block):
+        pair = self.fields.item(16, 8, block)
+        return [self.odd_scale(pair & 15), self.odd_scale((pair >> 4) & 15)]
 
 
-@device
-def scales(block, half):
-    return odd_scales(bytes_of_nibbles(load_u32(block + 66 + 4 * half)), load_f16(block) * np.float32(0.125))
+def _halves(words, block, upper):
+    """The lower or upper bytes of four 16-bit fields for each row."""
+    lanes = [4 * r + i + upper for r in range(LANES) for i in (0, 2, 4 * LANES, 4 * LANES + 2)]
+    return words.word(0, 2, block).bytes().pick(lanes, words.word(1, 2, block).bytes())
 
 
-@dot_kernel
-def dot(weights, stride, rows, columns, x, y):
-    dot_signed_rows(codes, scales, BYTES, weights, stride, rows, columns, x, y)
+FORMAT = IQ2_XS
 
 
-@unpack_kernel
-def unpack(block, columns, panel):
-    unpack_row(codes, 0, scales, BYTES, block, columns, panel)
+_multiply, _dequantize = multiplier(IQ2_XS), dequantizer(IQ2_XS)
+
+
+@multiply_kernel
+def multiply(weights, groups, blocks, columns, x_list, y_list, y_offset):
+    _multiply(weights, groups, blocks, columns, x_list, y_list, y_offset)
+
+
+@dequantize_kernel
+def dequantize(weights, blocks, target, stride):
+    _dequantize(weights, blocks, target, stride)

@@ -1,0 +1,106 @@
+"""The tables of docs/performance.md, from the results of the benchmarks.
+
+    python -m benchmarks.kernels > benchmarks/results/kernels.json
+    python -m benchmarks.moe --experts 256 --contenders plain > benchmarks/results/moe.json
+    python -m benchmarks.models lite.gguf --depths 0,4096 --prompts 512,4096 > benchmarks/results/lite.json
+    python -m benchmarks.models slice.gguf --prompts 512 --all-logits > benchmarks/results/slice.json
+    python -m benchmarks.report             writes them between their marks: <!-- NAME --> and <!-- end -->
+
+A result that is not there leaves its table as it is.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from benchmarks.setting import ROOT
+
+PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    heads = list(heads)
+    lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def setting_line(result: dict) -> str:
+    machine, versions = result["machine"], result["versions"]
+    return (
+        f"{machine['cpu']}, {result['threads']} threads, numba {versions['numba']},"
+        f" llama-cpp-python {versions['llama-cpp-python']}, commit {result['commit']}, {result['date']}"
+    )
+
+
+def kernels(result: dict) -> str:
+    """A row for each format: from memory with one column, then the ratio to ggml for each number of columns."""
+    cases = {(row["type"], row["place"], row["columns"]): row for row in result["results"]}
+    types = list(dict.fromkeys(type for type, _, _ in cases))
+    tiles = sorted({columns for _, place, columns in cases if place == "cache" and columns > 1})
+
+    def line(type: str) -> list[str]:
+        vector = cases.get((type, "memory", 1))
+        cells = ["", "", ""]
+        if vector:
+            speed = f"{vector['bytes_per_second'] / 1e9:.1f}"
+            cells = [speed, f"{vector['share_of_read']:.0%}", f"{vector['ratio_of_medians']:.2f}"]
+        for columns in tiles:
+            row = cases.get((type, "cache", columns))
+            cells += [f"{row['flops_per_second'] / 1e9:.0f}", f"{row['ratio_of_medians']:.2f}"] if row else ["", ""]
+        return [type, *cells]
+
+    heads = ["format", "x 1, GB/s", "of read", "/ ggml"]
+    heads += [head for columns in tiles for head in (f"x {columns}, GFLOP/s", "/ ggml")]
+    return table(heads, map(line, types))
+
+
+def moe(result: dict) -> str:
+    def line(row: dict) -> list[str]:
+        return [
+            f"{row['layer']}, {row['experts']} experts, {row['tokens']} tokens",
+            f"{row['bytes_per_second'] / 1e9:.1f}",
+            f"{row['share_of_read']:.0%}",
+            f"{row['flops_per_second'] / 1e9:.0f}",
+            f"{row['share_of_tile']:.0%}",
+            f"{row['ratio_of_medians']:.2f}",
+        ]
+
+    return table(("layer", "GB/s", "of read", "GFLOP/s", "of the tile's rate", "/ ggml"), map(line, result["results"]))
+
+
+def models(result: dict) -> str:
+    engines = list(result["results"][0]["tokens_per_second"])
+
+    def line(row: dict) -> list[str]:
+        share = f"{row['share_of_read']:.0%}" if "share_of_read" in row else ""
+        ratio = f"{row['ratio_of_medians']:.2f}" if "ratio_of_medians" in row else ""
+        return [row["case"], *(f"{row['tokens_per_second'][engine]:.1f}" for engine in engines), ratio, share]
+
+    names = [engine if engine == "hetero" else f"llama.cpp, {engine}" for engine in engines]
+    return table(("tok/s", *names, "ratio", "of the read bandwidth"), map(line, result["results"]))
+
+
+TABLES: dict[str, Callable[[dict], str]] = {"kernels": kernels, "moe": moe, "lite": models, "slice": models}
+
+
+def filled(page: str, results: Path = RESULTS) -> str:
+    """The page with every table whose result is there."""
+    for name, render in TABLES.items():
+        path = results / f"{name}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        text = f"<!-- {name} -->\n{render(result)}\n\n{setting_line(result)}\n<!-- end -->"
+        page, found = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _, text=text: text, page, flags=re.DOTALL)
+        if not found:
+            raise SystemExit(f"{PAGE.name} has no mark <!-- {name} -->")
+    return page
+
+
+def main() -> None:
+    PAGE.write_text(filled(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
