@@ -67,14 +67,14 @@ def measure(options: argparse.Namespace, context: int, ids: list[int], nbytes: i
                     for engine, contestant in all_of.items():
                         ask(case, engine, contestant)
             for engine, contestant in all_of.items():
-                facts[engine].append(contestant.ask("facts") | {"memory": contestant.ask("memory")})
+                facts[engine].append(contestant.ask("facts"))
         return times, facts
     for _ in range(options.rounds):
         for engine in options.engines:
             with closing(start(engine, options, context)) as contestant:
                 for case in cases:
                     ask(case, engine, contestant)
-                facts[engine].append(contestant.ask("facts") | {"memory": contestant.ask("memory")})
+                facts[engine].append(contestant.ask("facts"))
     return times, facts
 
 

@@ -1,6 +1,6 @@
 """`hetero bench`: the ceiling that memory sets, the speed measured under it, and llama.cpp beside it if asked for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -14,6 +14,7 @@ from hetero.config import RunConfig
 from hetero.contest import Apart, Here
 from hetero.errors import RequestError, UnsupportedError
 from hetero.inspect import inspect_file
+from hetero.parts import PARTS
 from hetero.peer import llama_cpp
 from hetero.probe import machine, versions
 from hetero.progress import StepBar
@@ -21,6 +22,7 @@ from hetero.sizes import format_size
 from hetero.terminal import Screen
 
 LLAMA_CPP = "llama.cpp"
+PHASES = ("decode", "prefill")
 VARIANTS = {"as in the file": False, "rearranged": True}  # of llama.cpp's weights
 # Memory that an engine takes, as a multiple of the file: llama.cpp rearranges into a copy beside the mapped file.
 FOOTPRINT = {"hetero": 1.1, "as in the file": 1.1, "rearranged": 1.7}
@@ -50,9 +52,8 @@ class Rounds:
     decode: list[float] = field(default_factory=list)  # tokens per second
     prefill: list[float] = field(default_factory=list)
     bandwidth: list[float] = field(default_factory=list)  # bytes per second
+    parts: list[dict[str, float]] = field(default_factory=list)  # seconds
     facts: dict[str, Any] = field(default_factory=dict)
-    memory: int = 0
-    parts: dict[str, float] = field(default_factory=dict)
 
     def speeds(self) -> dict[str, float]:
         return {
@@ -124,46 +125,53 @@ def _without_room(starts: dict[str, Start], file_bytes: int) -> dict[str, str]:
     return left_out
 
 
+class Turns:
+    """Asks contestants in turn and notes what they say."""
+
+    def __init__(self, what: Bench, names: Iterable[str], ids: list[int], bar: Callable[[int, int, str], None]):
+        self._what, self._ids, self._bar = what, ids, bar
+        self.rounds = {name: Rounds() for name in names}
+        self._done, self._total = 0, len(PHASES) * what.repeat * len(self.rounds)
+
+    def take(self, phase: str, name: str, contestant: Here | Apart) -> None:
+        self._bar(self._done, self._total, f"{name}: {phase}")
+        self._done += 1
+        rounds, context = self.rounds[name], self._ids[: self._what.depth + 1]
+        if phase == "decode":
+            rounds.decode.append(contestant.ask("decode", context, self._what.generate))
+        else:
+            rounds.prefill.append(contestant.ask("prefill", self._ids[: self._what.prompt]))
+        if name == "hetero":
+            rounds.bandwidth.append(contestant.ask("bandwidth"))
+            if phase == "decode":  # here: the context is in the cache
+                rounds.parts.append(contestant.ask("parts", context))
+
+    def finish(self, name: str, contestant: Here | Apart) -> None:
+        self.rounds[name].facts = contestant.ask("facts")
+
+
 def _measure(
     what: Bench, starts: dict[str, Start], file_bytes: int, ids: list[int], bar: Callable[[int, int, str], None]
 ) -> dict[str, Rounds]:
-    """In turns: all contestants at once where the memory holds them, else one at a time, loaded again for each turn."""
-    together = sum(FOOTPRINT[name] * file_bytes for name in starts) < psutil.virtual_memory().available
-    rounds = {name: Rounds() for name in starts}
-    total = 2 * what.repeat * len(starts)
-    steps = iter(range(1, total + 1))
-
-    def turn(name: str, contestant: Here | Apart, phase: str) -> None:
-        bar(next(steps) - 1, total, f"{name}: {phase}")
-        if phase == "decode":
-            rounds[name].decode.append(contestant.ask("decode", ids[: what.depth + 1], what.generate))
-        else:
-            rounds[name].prefill.append(contestant.ask("prefill", ids[: what.prompt]))
-        if name == "hetero":
-            rounds[name].bandwidth.append(contestant.ask("bandwidth"))
-
-    def finish(name: str, contestant: Here | Apart, last: bool) -> None:
-        rounds[name].facts = contestant.ask("facts")
-        if name == "hetero" and last:
-            rounds[name].memory = contestant.ask("memory")
-            rounds[name].parts = contestant.ask("parts", ids[: what.depth + 1])
-
-    if together or len(starts) == 1:
+    """All contestants at once where the memory holds them, else one at a time, loaded again for each turn."""
+    turns = Turns(what, starts, ids, bar)
+    needed = sum(FOOTPRINT[name] for name in starts) * file_bytes
+    if len(starts) == 1 or needed < psutil.virtual_memory().available:
         with _all_of(starts) as contestants:
-            for phase in ("decode", "prefill"):
+            for phase in PHASES:
                 for _ in range(what.repeat):
                     for name, contestant in contestants.items():
-                        turn(name, contestant, phase)
+                        turns.take(phase, name, contestant)
             for name, contestant in contestants.items():
-                finish(name, contestant, last=True)
-        return rounds
-    for at in range(what.repeat):
+                turns.finish(name, contestant)
+        return turns.rounds
+    for _ in range(what.repeat):
         for name, start in starts.items():
             with closing(start()) as contestant:
-                for phase in ("decode", "prefill"):
-                    turn(name, contestant, phase)
-                finish(name, contestant, last=at == what.repeat - 1)
-    return rounds
+                for phase in PHASES:
+                    turns.take(phase, name, contestant)
+                turns.finish(name, contestant)
+    return turns.rounds
 
 
 @contextmanager
@@ -193,8 +201,8 @@ def _document(what: Bench, run: RunConfig, report: dict[str, Any], ours: Rounds)
         "predicted_prefill_tokens_per_second": None,
         "predicted_decode_tokens_per_second": None,
         "load_seconds": ours.facts["load_seconds"],
-        "peak_resident_bytes": ours.memory,
-        "parts": ours.parts,
+        "peak_resident_bytes": ours.facts["peak_resident_bytes"],
+        "parts": {part: median(row[part] for row in ours.parts) for part in PARTS},
         "approximations": [],
         "extrapolated_from_layers": None,
         "versions": {"hetero": __version__} | versions("numpy", "numba", "llvmlite", "llama-cpp-python"),

@@ -1,6 +1,6 @@
 """Engines that are timed beside each other. Each measures itself, in this process or in one of its own.
 
-A contestant has `decode(ids, count)` and `prefill(ids)`, both in tokens per second, `memory()` and `close()`.
+A contestant has `decode(ids, count)` and `prefill(ids)`, both in tokens per second, `facts()` and `close()`.
 """
 
 import signal
@@ -15,7 +15,7 @@ from hetero.config import RunConfig
 from hetero.errors import ResourceError
 from hetero.parts import time_by_part
 from hetero.peer import LlamaCpp
-from hetero.probe import peak_resident_bytes, read_bandwidth
+from hetero.probe import read_bandwidth, resident_bytes
 from hetero.progress import load_shown
 from hetero.sampler import Sampling
 from hetero.terminal import Screen
@@ -30,7 +30,7 @@ class Hetero:
         started = perf_counter()
         self.engine, _ = load_shown(path, run, Screen())
         self.load_seconds = perf_counter() - started
-        self._peak: int | None = None
+        self._peak, self._read = 0, False
         self.decode([0], 1)
 
     def decode(self, ids: Sequence[int], count: int) -> float:
@@ -54,13 +54,13 @@ class Hetero:
 
     def bandwidth(self) -> float:
         """Bytes per second read by the engine's own threads."""
-        self.memory()  # first: what is read takes memory too
+        self.memory()
+        self._read = True
         return read_bandwidth(self.engine.pool)
 
     def memory(self) -> int:
-        """Peak resident bytes, without what measuring the bandwidth takes."""
-        if self._peak is None:
-            self._peak = peak_resident_bytes()
+        """Peak resident bytes. What measuring the bandwidth takes does not count: after that it is what is held."""
+        self._peak = max(self._peak, resident_bytes(peak=not self._read))
         return self._peak
 
     def parts(self, ids: Sequence[int]) -> dict[str, float]:
@@ -69,7 +69,11 @@ class Hetero:
         return time_by_part(self.engine, [[0]] * PARTS_STEPS)
 
     def facts(self) -> dict[str, Any]:
-        return {"threads": self.engine.pool.threads, "load_seconds": self.load_seconds}
+        return {
+            "threads": self.engine.pool.threads,
+            "load_seconds": self.load_seconds,
+            "peak_resident_bytes": self.memory(),
+        }
 
     def close(self) -> None:
         self.engine.close()

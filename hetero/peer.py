@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hetero.errors import FileError, ResourceError, UnsupportedError
-from hetero.probe import peak_resident_bytes
+from hetero.probe import resident_bytes
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's type numbers
 FLASH_AUTO = -1
@@ -81,12 +81,8 @@ class LlamaCpp:
         self._logits(len(ids))
         return len(ids) / (perf_counter() - started)
 
-    def memory(self) -> int:
-        """Peak resident bytes; of the mapped file what was touched."""
-        return peak_resident_bytes()
-
     def facts(self) -> dict[str, Any]:
-        return {"load_seconds": self.load_seconds}
+        return {"load_seconds": self.load_seconds, "peak_resident_bytes": resident_bytes()}
 
     def _forget(self, kept: int) -> None:
         self._api.llama_memory_seq_rm(self._memory, 0, kept, -1)

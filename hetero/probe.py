@@ -50,7 +50,8 @@ def read_bandwidth(pool: "Pool") -> float:
     return bandwidth.read_bandwidth(pool, READ_SECONDS)
 
 
-def peak_resident_bytes() -> int:
-    """Of this process so far. Pages of a mapped file count once they were touched."""
+def resident_bytes(peak: bool = True) -> int:
+    """Of this process: the most so far, or now. Pages of a mapped file count once they were touched."""
+    name = "VmHWM:" if peak else "VmRSS:"
     with open("/proc/self/status") as status:
-        return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith(name))

@@ -47,9 +47,8 @@ class FakeContestant:
             "decode": lambda: scale * next(self.speeds),
             "prefill": lambda: scale * 100,
             "bandwidth": lambda: 1e9,
-            "memory": lambda: 123,
             "parts": lambda: dict.fromkeys(parts.PARTS, 0.002),
-            "facts": lambda: {"threads": 2, "load_seconds": 1.5},
+            "facts": lambda: {"threads": 2, "load_seconds": 1.5, "peak_resident_bytes": 123},
         }[method]()
 
     def close(self) -> None:
@@ -86,11 +85,9 @@ def test_document(calls: list[tuple[Any, ...]]) -> None:
     assert result["approximations"] == [] and result["extrapolated_from_layers"] is None
     assert calls == [
         ("hetero", "start"),
-        *[("hetero", "decode", (31,), ()), ("hetero", "bandwidth")] * 3,
+        *[("hetero", "decode", (31,), ()), ("hetero", "bandwidth"), ("hetero", "parts", (31,))] * 3,
         *[("hetero", "prefill", (20,)), ("hetero", "bandwidth")] * 3,
         ("hetero", "facts"),
-        ("hetero", "memory"),
-        ("hetero", "parts", (31,)),
         ("hetero", "close"),
     ]
 
