@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .embedding import dequantize, embed
     from .experts import ffn, routed_experts
     from .matmul import linear, linear_heads
-    from .norm_rope import add, rms_norm, rope
+    from .norm_rope import rms_norm, rope
     from .pool import Pool
     from .router import route
     from .transposed import linear_heads_transposed
@@ -27,7 +27,6 @@ __all__ = [
     "SUPPORTED",
     "Matrix",
     "Pool",
-    "add",
     "cache_layer",
     "dequantize",
     "embed",
@@ -50,7 +49,6 @@ __all__ = [
 # No module has the name of a verb: once imported, it would stand in the verb's place.
 _HOME = {
     "Pool": "pool",
-    "add": "norm_rope",
     "cache_layer": "cache",
     "dequantize": "embedding",
     "embed": "embedding",

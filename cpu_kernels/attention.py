@@ -19,18 +19,17 @@ def _read_rows(rows, count, width, tile, stride):
 
 
 @kernel
-def load_page(layer, kind, row_bytes, page, count, width, tile, stride):
-    """The first `count` tokens of a page as float32 rows of `width` values, `stride` floats apart.
+def load_page(page, kind, row_bytes, count, width, tile, stride):
+    """The first `count` tokens of the page at this address as float32 rows of `width` values, `stride` floats apart.
 
     Rows are padded with zeros to whole vectors: products read that far, and 0 x what a scratch memory held may be NaN.
     """
-    at = layer + page * PAGE * row_bytes
     if kind == 0:
-        _read_rows(carray(f32_at(at), (count, width)), count, width, tile, stride)
+        _read_rows(carray(f32_at(page), (count, width)), count, width, tile, stride)
     elif kind == 1:
-        _read_rows(carray(u16_at(at), (count, width)), count, width, tile, stride)
+        _read_rows(carray(u16_at(page), (count, width)), count, width, tile, stride)
     else:
-        _read_rows(carray(u8_at(at), (count, row_bytes)), count, width, tile, stride)
+        _read_rows(carray(u8_at(page), (count, row_bytes)), count, width, tile, stride)
 
 
 @fast_kernel

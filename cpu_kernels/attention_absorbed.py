@@ -2,8 +2,8 @@
 
 T tokens, H heads, C latent (512) and R rope values. Row t * H + h is head h of token t: 2C + R multiply-adds per cached
 token and row, and one conversion of the page for up to 32 rows. Work is cut into (block of rows, split of the keys),
-and the splits of a row are merged afterwards. Splits lie at fixed positions, whatever the batch, the context and the
-number of threads: a token's result is the same bit for bit alone and among others.
+and the splits of a row are merged afterwards. Splits lie at fixed positions, whatever the batch and the context: a
+token's result is the same bit for bit alone and among others. Only large numbers of threads move them.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from numba import carray
 from .atomic import fetch_add
 from .attention import check_context, check_layer, load_page, load_query
 from .cache import KINDS, PAGE
-from .gemm import multiply_add, multiply_transposed, row_stride, whole_vectors
+from .gemm import multiply_add, multiply_transposed, prefetch, row_stride, whole_vectors
 from .jit import entry, fast_kernel, job, kernel
 from .matrix import address
 from .memory import f32_at, i32_at, i64_at
@@ -22,9 +22,11 @@ from .softmax import LOWEST, clear_rows, scalar_exp, softmax_tile
 
 ROW_BLOCK = 32
 SCORE_STRIDE = PAGE + 16
+SCORED = 16  # keys at a time; the next page is fetched in as many steps
 # Splits are of one page up to `steady` of them; beyond, they double where the depth doubles: the longest is a
-# 1 / steady of the depth, and their number grows with its logarithm only.
-UNITS = 64  # blocks of one token x `steady`: work for every thread of a large machine at one token
+# 1 / steady of the depth, and their number grows with its logarithm only. A split's result is written and read again:
+# 64 splits of a page cost a quarter more than 20 longer ones (lite, depth 4096, f16, one Zen 4 core).
+FEWEST = 8  # the least `steady`; machines with many threads have more, so that there is work for all at one token
 PARTIAL_BYTES = 32 << 20  # the splits' results of as many tokens as fit are held before they are merged
 
 # The int64 arguments of the entry and its jobs. SCALE holds the bits of a float64; from COUNTER on they are working
@@ -74,9 +76,30 @@ def _load_queries(a, row, rows, queries, stride):
 
 
 @kernel
-def _attend(a, block, split, queries):
+def _score(a, queries, rows, tile, scores, count, following):
+    """The products of all rows with a tile of keys; meanwhile the page at `following` (0: none) comes nearer."""
+    width = a[LATENT] + a[ROPE]
+    stride = row_stride(width)
+    for first in range(0, count, SCORED):
+        some = min(SCORED, count - first)
+        if following != 0:
+            for line in range(following + first * a[ROW_BYTES], following + (first + some) * a[ROW_BYTES], 64):
+                prefetch(line)
+        to = scores + 4 * first
+        multiply_transposed(queries, stride, tile + 4 * first * stride, stride, to, SCORE_STRIDE, rows, some, width)
+
+
+@kernel
+def _page(a, sequence, position):
+    """Address of the cached page that holds a position."""
+    number = carray(i32_at(a[TABLE] + 4 * sequence * a[TABLE_PAGES]), (a[TABLE_PAGES],))[position // PAGE]
+    return a[LAYER] + number * PAGE * a[ROW_BYTES]
+
+
+@kernel
+def _attend(a, block, split, queries, following):
     """One block of rows over one split of its sequence's keys."""
-    row, rows, sequence, keys = block[0], block[1], block[2], block[3]
+    row, rows, sequence = block[0], block[1], block[2]
     width, columns = a[LATENT] + a[ROPE], whole_vectors(a[LATENT])
     stride = row_stride(width)
     tile = queries + 4 * ROW_BLOCK * stride
@@ -84,13 +107,14 @@ def _attend(a, block, split, queries):
     partial_row = split * a[ROWS] + row - a[FIRST_ROW]
     state, sums = a[STATE] + 8 * partial_row, a[PARTIAL] + 4 * columns * partial_row
     positions = carray(i32_at(a[POSITIONS]), (a[TOKENS],))
-    pages = carray(i32_at(a[TABLE] + 4 * sequence * a[TABLE_PAGES]), (a[TABLE_PAGES],))
     _load_queries(a, row, rows, queries, stride)
     clear_rows(state, sums, columns, rows)
-    for start in range(split_start(split, a[STEADY]), min(keys, split_start(split + 1, a[STEADY])), PAGE):
-        count = min(PAGE, keys - start)
-        load_page(a[LAYER], a[KIND], a[ROW_BYTES], pages[start // PAGE], count, width, tile, stride)
-        multiply_transposed(queries, stride, tile, stride, scores, SCORE_STRIDE, rows, count, width)
+    end = min(block[3], split_start(split + 1, a[STEADY]))
+    for start in range(split_start(split, a[STEADY]), end, PAGE):
+        count = min(PAGE, end - start)
+        load_page(_page(a, sequence, start), a[KIND], a[ROW_BYTES], count, width, tile, stride)
+        following = _page(a, sequence, start + PAGE) if start + PAGE < end else following
+        _score(a, queries, rows, tile, scores, count, following)
         for r in range(rows):
             visible = min(count, max(0, positions[(row + r) // a[HEADS]] + 1 - start))
             at = scores + 4 * r * SCORE_STRIDE
@@ -98,18 +122,31 @@ def _attend(a, block, split, queries):
         multiply_add(scores, SCORE_STRIDE, tile, stride, sums, columns, rows, a[LATENT], count)
 
 
+@kernel
+def _take(a):
+    """The next unit that has keys, -1 if there is none. The last splits come first: they are the longest."""
+    blocks = carray(i64_at(a[BLOCKS]), (a[BLOCK_COUNT], 4))
+    unit = fetch_add(a[COUNTER], 1)
+    while unit < a[BLOCK_COUNT] * a[SPLITS]:
+        if split_start(a[SPLITS] - 1 - unit // a[BLOCK_COUNT], a[STEADY]) < blocks[unit % a[BLOCK_COUNT], 3]:
+            return unit
+        unit = fetch_add(a[COUNTER], 1)
+    return -1
+
+
 @job
 def _attend_job(arguments, thread, threads):
-    """The last splits first: they are the longest."""
     a = carray(i64_at(arguments), (ROWS + 1,))
     blocks = carray(i64_at(a[BLOCKS]), (a[BLOCK_COUNT], 4))
     scratch = a[SCRATCH] + thread * a[SCRATCH_BYTES]
-    unit = fetch_add(a[COUNTER], 1)
-    while unit < a[BLOCK_COUNT] * a[SPLITS]:
-        block, split = blocks[unit % a[BLOCK_COUNT]], a[SPLITS] - 1 - unit // a[BLOCK_COUNT]
-        if split_start(split, a[STEADY]) < block[3]:
-            _attend(a, block, split, scratch)
-        unit = fetch_add(a[COUNTER], 1)
+    unit = _take(a)
+    while unit >= 0:
+        following, page = _take(a), 0
+        if following >= 0:
+            start = split_start(a[SPLITS] - 1 - following // a[BLOCK_COUNT], a[STEADY])
+            page = _page(a, blocks[following % a[BLOCK_COUNT], 2], start)
+        _attend(a, blocks[unit % a[BLOCK_COUNT]], a[SPLITS] - 1 - unit // a[BLOCK_COUNT], scratch, page)
+        unit = following
 
 
 @fast_kernel
@@ -214,7 +251,7 @@ def mla_absorbed(
     out = np.empty((tokens, heads, latent), np.float32)
     if not tokens:
         return out
-    steady = max(2, UNITS // -(-heads // ROW_BLOCK) // 2 * 2)
+    steady = max(FEWEST, pool.threads // -(-heads // ROW_BLOCK) * 2)
     # A recorded call may come to any position that the table has room for.
     most = 4 * int(partial_floats(heads, latent, split_count(block_table.shape[1] * PAGE, steady)))
     partial, blocks = min(tokens * most, max(PARTIAL_BYTES, most)), 32 * (tokens * heads // ROW_BLOCK + tokens)

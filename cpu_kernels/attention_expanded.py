@@ -31,7 +31,6 @@ KEYS = 2 * PAGE
 SCORE_STRIDE = KEYS + 16
 QUERIES = 2048  # of one unit; more would recompute less and need more scratch memory
 QUERY_BLOCK = 64
-STEP = 64  # rows of a transposed W_uk that are multiplied at a time: a strip of them stays in the first-level cache
 
 # The int64 arguments of the entry and its job. SCALE holds the bits of a float64; those after SCRATCH_BYTES are offsets
 # in a thread's scratch memory: queries, weighted sums and softmax states of a unit; latents, keys, values and scores of
@@ -66,24 +65,22 @@ def _expand_keys(a, scratch, start, count, head):
     rope = a[KEY_WIDTH] - a[NOPE]
     tile, key, value = row_stride(a[LATENT] + rope), row_stride(a[KEY_WIDTH]), row_stride(a[VALUE])
     latents, keys, values = scratch + a[LATENTS_AT], scratch + a[KEYS_AT], scratch + a[VALUES_AT]
-    pages = carray(i32_at(a[PAGES]), ((start + count + PAGE - 1) // PAGE,))
-    for first in range(0, count, PAGE):
-        page = pages[(start + first) // PAGE]
-        rows = min(PAGE, count - first)
-        to = latents + 4 * first * tile
-        load_page(a[LAYER], a[KIND], a[ROW_BYTES], page, rows, a[LATENT] + rope, to, tile)
     k_up = a[K_UP] + 4 * head * a[NOPE] * (a[LATENT] if a[K_TRANSPOSED] != 0 else a[UP_STRIDE])
     v_up = a[V_UP] + 4 * head * a[VALUE] * a[UP_STRIDE]
-    if a[K_TRANSPOSED] != 0:
-        _clear_columns(keys, key, count, a[NOPE])
-        for k in range(0, a[LATENT], STEP):
-            depth = min(STEP, a[LATENT] - k)
-            up = k_up + 4 * k * a[NOPE]
-            multiply_add(latents + 4 * k, tile, up, a[NOPE], keys, key, count, a[NOPE], depth)
-    else:
-        multiply_transposed(latents, tile, k_up, a[UP_STRIDE], keys, key, count, a[NOPE], a[LATENT])
-    multiply_transposed(latents, tile, v_up, a[UP_STRIDE], values, value, count, a[VALUE], a[LATENT])
-    _copy_rope(latents, tile, keys, key, a, count)
+    pages = carray(i32_at(a[PAGES]), ((start + count + PAGE - 1) // PAGE,))
+    for first in range(0, count, PAGE):
+        rows = min(PAGE, count - first)
+        to = keys + 4 * first * key
+        page = a[LAYER] + pages[(start + first) // PAGE] * PAGE * a[ROW_BYTES]
+        load_page(page, a[KIND], a[ROW_BYTES], rows, a[LATENT] + rope, latents, tile)
+        if a[K_TRANSPOSED] != 0:
+            _clear_columns(to, key, rows, a[NOPE])
+            multiply_add(latents, tile, k_up, a[NOPE], to, key, rows, a[NOPE], a[LATENT])
+        else:
+            multiply_transposed(latents, tile, k_up, a[UP_STRIDE], to, key, rows, a[NOPE], a[LATENT])
+        to = values + 4 * first * value
+        multiply_transposed(latents, tile, v_up, a[UP_STRIDE], to, value, rows, a[VALUE], a[LATENT])
+        _copy_rope(latents, tile, keys + 4 * first * key, key, a, rows)
 
 
 @kernel
@@ -165,7 +162,7 @@ def _check_weights(q: np.ndarray, k_up: np.ndarray, v_up: np.ndarray, nope: int)
 def _scratch_sizes(latent: int, rope: int, key_width: int, value: int, queries: int) -> list[int]:
     """Bytes of the parts of a thread's scratch memory, in the order of their offsets."""
     tile, key, sums = (int(row_stride(columns)) for columns in (latent + rope, key_width, value))
-    tiles = KEYS * tile, KEYS * key, KEYS * sums, QUERY_BLOCK * SCORE_STRIDE
+    tiles = PAGE * tile, KEYS * key, KEYS * sums, QUERY_BLOCK * SCORE_STRIDE
     return [4 * floats for floats in (queries * key, queries * sums, queries * 2, *tiles)]
 
 

@@ -22,6 +22,7 @@ _ZERO = ir.Constant(_VECTOR, [0.0] * LANES)
 ROWS, STRIP = 4, (4 if WIDE else 3) * LANES  # register tile of C += A · B: rows x floats
 DOT_ROWS, DOT_COLUMNS = (4 if WIDE else 3), 4  # register tile of C = A · B^T
 PANEL = 24 << 10  # bytes of A that stay in the first-level cache while B streams past
+DEPTH = 64  # rows of B of one pass of C += A · B: a strip of them stays in the first-level cache
 
 
 @kernel
@@ -128,6 +129,19 @@ def _strip_tile(rows: int, vectors: int):
     return tile
 
 
+@intrinsic
+def prefetch(typing, address):
+    """Ask for a cache line to be brought to the second-level cache."""
+
+    def codegen(context, builder, signature, arguments):
+        i32 = ir.IntType(32)
+        void = ir.VoidType()
+        call(builder, "llvm.prefetch.p0", void, pointer(builder, arguments[0]), i32(0), i32(2), i32(1))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 _dot_full, _dot_pair, _dot_row, _dot_one = (
     _dot_tile(*shape) for shape in ((DOT_ROWS, DOT_COLUMNS), (2, DOT_COLUMNS), (1, DOT_COLUMNS), (1, 1))
 )
@@ -181,19 +195,22 @@ def multiply_transposed(a, a_stride, b, b_stride, c, c_stride, rows, columns, de
 def multiply_add(a, a_stride, b, b_stride, c, c_stride, rows, columns, depth):
     """C[rows, columns] += A[rows, depth] · B[depth, columns]; columns up to whole vectors are read and written."""
     columns = whole_vectors(columns)
-    j = 0
-    while j < columns:
-        wide = columns - j >= STRIP
-        for i in range(0, rows // ROWS * ROWS, ROWS):
-            at, to = a + 4 * i * a_stride, c + 4 * (i * c_stride + j)
-            if wide:
-                _strip_full(at, a_stride, b + 4 * j, b_stride, depth, to, c_stride)
-            else:
-                _vector_full(at, a_stride, b + 4 * j, b_stride, depth, to, c_stride)
-        for i in range(rows // ROWS * ROWS, rows):
-            at, to = a + 4 * i * a_stride, c + 4 * (i * c_stride + j)
-            if wide:
-                _strip_row(at, a_stride, b + 4 * j, b_stride, depth, to, c_stride)
-            else:
-                _vector_row(at, a_stride, b + 4 * j, b_stride, depth, to, c_stride)
-        j += STRIP if wide else LANES
+    for k in range(0, depth, DEPTH):
+        part = min(DEPTH, depth - k)
+        j = 0
+        while j < columns:
+            wide = columns - j >= STRIP
+            strip = b + 4 * (k * b_stride + j)
+            for i in range(0, rows // ROWS * ROWS, ROWS):
+                at, to = a + 4 * (i * a_stride + k), c + 4 * (i * c_stride + j)
+                if wide:
+                    _strip_full(at, a_stride, strip, b_stride, part, to, c_stride)
+                else:
+                    _vector_full(at, a_stride, strip, b_stride, part, to, c_stride)
+            for i in range(rows // ROWS * ROWS, rows):
+                at, to = a + 4 * (i * a_stride + k), c + 4 * (i * c_stride + j)
+                if wide:
+                    _strip_row(at, a_stride, strip, b_stride, part, to, c_stride)
+                else:
+                    _vector_row(at, a_stride, strip, b_stride, part, to, c_stride)
+            j += STRIP if wide else LANES

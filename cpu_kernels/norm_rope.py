@@ -1,4 +1,4 @@
-"""Root-mean-square norm, sums of rows and rotary embedding. T tokens, K columns, n heads, R = 64 rotated dimensions."""
+"""Root-mean-square norm and rotary embedding. T tokens, K columns, n heads, R = 64 rotated dimensions."""
 
 import numpy as np
 from numba import carray
@@ -15,7 +15,7 @@ _swap_pairs = shuffle(F32x8, [1, 0, 3, 2, 5, 4, 7, 6])
 _double = shuffle(F32x4, [0, 0, 1, 1, 2, 2, 3, 3])
 _SIGNS = constant(F32x8, [-1.0, 1.0] * 4)
 
-# The int64 arguments of norm and add. EPS holds the bits of a float64; ADDEND 0: nothing to add; WEIGHT 0: no norm.
+# The int64 arguments of the norm. EPS holds the bits of a float64; ADDEND 0: nothing to add.
 JOB, X, X_STRIDE, ADDEND, ADDEND_STRIDE, WEIGHT, EPS, OUT, OUT_STRIDE, TOKENS, COLUMNS = range(11)
 # Those of rope.
 ROPE_JOB, ROPE_X, TOKEN_STRIDE, HEAD_STRIDE, ROPE_TOKENS, HEADS, PAIRS, COS, COS_STRIDE, SIN, SIN_STRIDE = range(11)
@@ -45,9 +45,8 @@ def _norm_job(arguments, thread, threads):
         row = carray(f32_at(a[X] + t * a[X_STRIDE]), (columns,))
         if a[ADDEND] != 0:
             _add_row(row, carray(f32_at(a[ADDEND] + t * a[ADDEND_STRIDE]), (columns,)))
-        if a[WEIGHT] != 0:
-            out = carray(f32_at(a[OUT] + t * a[OUT_STRIDE]), (columns,))
-            _norm_row(row, carray(f32_at(a[WEIGHT]), (columns,)), eps, out)
+        out = carray(f32_at(a[OUT] + t * a[OUT_STRIDE]), (columns,))
+        _norm_row(row, carray(f32_at(a[WEIGHT]), (columns,)), eps, out)
 
 
 @entry
@@ -88,16 +87,6 @@ def rms_norm(
     ]
     pool.call(_norm.address, np.array([_norm_job.address, *rows, *x.shape], np.int64), x, weight, out, addend)
     return out
-
-
-def add(pool: Pool, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """x[T, K] += y[T, K]; rows may be strided. Returns x."""
-    if x.ndim != 2 or x.shape != y.shape:
-        raise ValueError(f"add: x {x.shape} and y {y.shape} must be the same [T, K]")
-    check_floats("add", x=x, y=y)
-    rows = [address(x), x.strides[0], address(y), y.strides[0], 0, 0, 0, 0]
-    pool.call(_norm.address, np.array([_norm_job.address, *rows, *x.shape], np.int64), x, y)
-    return x
 
 
 @kernel

@@ -50,6 +50,7 @@ class Watched:
 def watched(model: "Model", clock: Clock) -> "Model":
     """MoE layers, router and shared expert included, are "experts"; dense layers "dense"; norms between, "other"."""
     twin = copy(model)
+    twin.recordable = None  # a replay does not pass by the clocks
     twin.blocks = [_watched_block(block, clock) for block in model.blocks]
     twin.output = Watched(clock, "head", model.output)  # type: ignore[assignment]
     return twin

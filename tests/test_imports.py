@@ -16,7 +16,7 @@ ROWS = [
     ["known_models", "metadata", "config"],
     ["tensors", "inspect", "pretokenizers", "tokenizer", "template_worker", "template", "sampler", "thinking"],
     ["rope", "linear", "cache"],
-    ["attention", "moe"],
+    ["attention", "moe", "recorded"],
     ["model"],
     ["weights"],
     ["arena"],

@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_pos_emb_interleave
 
-from cpu_kernels.norm_rope import add, rms_norm, rope
+from cpu_kernels.norm_rope import rms_norm, rope
 from cpu_kernels.pool import Pool
 from tests import reference_kernels as reference
 
@@ -56,15 +56,11 @@ def test_rms_norm_adds_first(pool, tokens, columns):
     result = rms_norm(pool, x, weight, 1e-6, add=y)
     np.testing.assert_array_equal(x, total)
     np.testing.assert_array_equal(result, rms_norm(pool, total, weight, 1e-6))
-    assert add(pool, x, y) is x
-    np.testing.assert_array_equal(x, total + y)
 
 
-def test_add_refuses_what_does_not_fit(pool):
+def test_rms_norm_refuses_to_add_what_does_not_fit(pool):
     x = normal(7, 2, 8)
     for y in (normal(8, 3, 8), normal(8, 2, 8).astype(np.float64), normal(8, 2, 16)[:, ::2]):
-        with pytest.raises(ValueError, match="add"):
-            add(pool, x, y)
         with pytest.raises(ValueError, match="rms_norm"):
             rms_norm(pool, x, np.ones(8, np.float32), 1e-6, add=y)
 
