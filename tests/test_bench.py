@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import report
+from benchmarks import report, turns
 from cpu_kernels import Pool
 from cpu_kernels.bandwidth import STREAMS, WINDOW_BYTES, Reader
 from hetero import RunConfig, bench, contest, demo, parts
@@ -263,3 +263,38 @@ def test_a_table_from_a_result(tmp_path: Path) -> None:
     filled = report.filled("a\n<!-- kernels -->\nold\n<!-- end -->\nb\n<!-- moe -->\nkept\n<!-- end -->", tmp_path)
     assert "| Q4_K | 20.0 | 90% | 1.50 | 300 | 1.50 |\n\nC, 2 threads," in filled
     assert "old" not in filled and "kept" in filled and filled.startswith("a\n") and "\nb\n" in filled
+
+
+def test_turns_leave_out_disturbed_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third round takes ten times as long, because its threads waited."""
+    clock, delay, calls = 0.0, 0.0, 0
+
+    def run(seconds: float) -> None:
+        nonlocal clock, delay, calls
+        calls += 1
+        slow = 9 * seconds if calls // 12 % 3 == 2 else 0.0
+        clock, delay = clock + seconds + slow, delay + slow
+
+    monkeypatch.setattr(turns, "perf_counter", lambda: clock)
+    monkeypatch.setattr(turns, "waited", lambda: delay)
+    contenders = {name: turns.Contender(lambda s=s: run(s)) for name, s in (("a", 0.02), ("b", 0.06), ("c", 0.04))}
+    rounds = turns.take_turns(contenders, seconds=4.0)
+    assert rounds.dropped > 0 and rounds.waited == 0
+    assert rounds.medians() == pytest.approx({"a": 0.02, "b": 0.06, "c": 0.04})
+    assert rounds.take("c") == pytest.approx(0.04)
+    compared = rounds.compare("a")
+    assert compared["best_other"] == "b" and compared["ratio_of_medians"] == pytest.approx(3)
+    assert compared["median_of_ratios"] == pytest.approx(3)
+
+
+def test_turns_end_where_no_round_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+
+    def run() -> None:
+        nonlocal clock
+        clock += 0.1
+
+    monkeypatch.setattr(turns, "perf_counter", lambda: clock)
+    monkeypatch.setattr(turns, "waited", lambda: clock / 2)
+    rounds = turns.take_turns({"a": turns.Contender(run), "b": turns.Contender(run)}, seconds=1.0)
+    assert len(rounds.times["a"]) == turns.LEAST_ROUNDS and rounds.waited == pytest.approx(0.5)
