@@ -29,7 +29,8 @@ def _interleave_job(arguments, thread, threads):
             row = min(LANES * group + r, rows - 1)
             store_i64(work + 8 * r, start + row * load_i64(matrix + descriptor.ROW_STRIDE))
         out = target + unit * LANES * blocks * block_bytes
-        interleave_group(work, blocks, block_bytes, load_i64(matrix + descriptor.HALF), out)
+        half, order = load_i64(matrix + descriptor.HALF), load_i64(matrix + descriptor.ORDER)
+        interleave_group(work, blocks, block_bytes, half, order, out)
         unit = fetch_add(control + CHUNK, 1)
 
 

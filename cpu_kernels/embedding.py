@@ -90,7 +90,8 @@ def _embed(control, arguments):
         for r in range(LANES):
             row = load_i64(ids + 8 * min(first + r, tokens - 1))
             store_i64(work + 8 * r, load_i64(matrix + descriptor.WEIGHTS) + row * row_bytes)
-        interleave_group(work, blocks, block_bytes, load_i64(matrix + descriptor.HALF), group)
+        half, order = load_i64(matrix + descriptor.HALF), load_i64(matrix + descriptor.ORDER)
+        interleave_group(work, blocks, block_bytes, half, order, group)
         call_dequantize(load_i64(matrix + descriptor.DEQUANTIZE), group, blocks, target, 4 * values)
         _copy(target, out + 4 * first * values, min(LANES, tokens - first) * values)
 

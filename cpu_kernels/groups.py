@@ -43,7 +43,8 @@ def interleave_rows(matrix, index, group, work, target):
     for r in range(LANES):
         store_i64(work + 8 * r, start + min(LANES * group + r, rows - 1) * stride)
     blocks, block_bytes = load_i64(matrix + descriptor.BLOCKS), load_i64(matrix + descriptor.BLOCK_BYTES)
-    interleave_group(work, blocks, block_bytes, load_i64(matrix + descriptor.HALF), target)
+    half, order = load_i64(matrix + descriptor.HALF), load_i64(matrix + descriptor.ORDER)
+    interleave_group(work, blocks, block_bytes, half, order, target)
 
 
 @device

@@ -20,9 +20,10 @@ SUPPORTED = frozenset(
 
 FLOAT, X16 = 1, 2  # flags
 
-# Offsets into a Matrix's descriptor, which compiled drivers read. BLOCKS: of a row; HALF: as in tile.Format, or -1.
+# Offsets into a Matrix's descriptor, which compiled drivers read. BLOCKS: of a row; HALF: as in tile.Format, or -1;
+# ORDER: address of the places of a block's words.
 WEIGHTS, MATRIX_STRIDE, ROW_STRIDE, ROWS, COLUMNS, MULTIPLY, DEQUANTIZE, FLAGS, COUNT = range(0, 72, 8)
-BLOCKS, BLOCK_BYTES, HALF = range(72, 96, 8)
+BLOCKS, BLOCK_BYTES, HALF, ORDER = range(72, 104, 8)
 
 
 @cache
@@ -35,6 +36,18 @@ def load_format(type: str) -> ModuleType:
 
 def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
+
+
+@cache
+def word_places(type: str) -> np.ndarray:
+    """int64 [words]: where each word of the file's block lies in the x16 block."""
+    form = load_format(type).FORMAT
+    if form.VALUES == 1:
+        return np.arange(4)
+    places = np.array([form.place(word) for word in range(form.words())])
+    if sorted(places) != list(range(form.words())):
+        raise AssertionError(f"{type}: ORDER does not name every word once")
+    return places
 
 
 def row_groups(rows: int) -> int:
@@ -89,7 +102,7 @@ class Matrix:
         flags = FLOAT * (form.VALUES == 1) | X16 * (layout == "x16")
         kernels = module.multiply.address, module.dequantize.address
         half = -1 if form.HALF is None else form.HALF
-        shape = self.columns // form.VALUES, form.BYTES, half
+        shape = self.columns // form.VALUES, form.BYTES, half, address(word_places(self.type))
         self.descriptor = np.array([*place, rows, self.columns, *kernels, flags, count, *shape], np.int64)
         self.address = address(self.descriptor)
 

@@ -33,6 +33,7 @@ class Format:
     VALUES: ClassVar[int]  # of a block
     BYTES: ClassVar[int]
     HALF: ClassVar[int | None] = None  # offset of the 2-byte field of a block whose other fields are 4-byte words
+    ORDER: ClassVar[tuple[int, ...] | None] = None  # a block's words in memory: in the order of their first use
     BITS: ClassVar[int]  # codes are below 2**BITS
     SIGNED: ClassVar[bool] = False  # codes need all of a signed byte
     OFFSET: ClassVar[int] = 0  # value = scale x (code - OFFSET): a minimum of OFFSET x scale
@@ -57,10 +58,10 @@ class Format:
 
     def word(self, index: int) -> Lanes:
         """Word `index` of each row's block (the 2-byte field not counted) as int32 lanes."""
-        return (self._words + 4 * LANES * index).load(I32, LANES)
+        return (self._words + 4 * LANES * self.place(index)).load(I32, LANES)
 
     def word_bytes(self, index: int) -> Lanes:
-        return (self._words + 4 * LANES * index).load(I8, 4 * LANES)
+        return (self._words + 4 * LANES * self.place(index)).load(I8, 4 * LANES)
 
     def half(self) -> Lanes:
         """The 2-byte field of each row's block as int16 bit patterns."""
@@ -73,6 +74,11 @@ class Format:
     @classmethod
     def words(cls) -> int:
         return cls.BYTES // 4
+
+    @classmethod
+    def place(cls, word: int) -> int:
+        """Where a word of the file's block lies in the x16 block."""
+        return cls.ORDER.index(word) if cls.ORDER else word
 
 
 def flags(bits: Lanes, word: int, value: int) -> Lanes:

@@ -10,6 +10,7 @@ from ..tile import Format, byte, dequantizer, multiplier
 
 class Q2_K(Format):
     VALUES, BYTES, BITS, SCALES = 256, 84, 2, 2
+    ORDER = (20, *range(20))
 
     def decode(self):
         self.d = self.word(20).narrow(I16).real_from_f16()

@@ -12,6 +12,7 @@ from ..tile import Format, byte, dequantizer, multiplier
 class Q3_K(Format):
     VALUES, BYTES, HALF, BITS, SCALES = 256, 110, 108, 3, 2
     OFFSET = 4
+    ORDER = (24, 25, 26, *(w for i in range(8) for w in (i, 8 + i)), *range(16, 24))
 
     def decode(self):
         self.d = self.half().real_from_f16()

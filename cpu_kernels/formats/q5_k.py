@@ -8,6 +8,7 @@ from .q4_k import Q4_K
 class Q5_K(Q4_K):
     BYTES, BITS = 176, 5
     NIBBLES = 12
+    ORDER = (*range(4), *(w for i in range(8) for w in (4 + i, 12 + i)), *range(20, 44))
 
     def codes(self, block, word):
         return super().codes(block, word) | (self.word_bytes(4 + word).slide(block - 4) & 0x10)

@@ -11,6 +11,9 @@ from ..tile import Format, byte, dequantizer, multiplier
 class Q6_K(Format):
     VALUES, BYTES, HALF, BITS, SCALES = 256, 210, 208, 6, 2
     OFFSET = 32
+    # Scales; then of each half the high bits beside the low ones of group 0, the low ones of group 1.
+    ORDER = (*range(48, 52), *(w for i in range(8) for w in (i, 32 + i)), *range(8, 16),
+             *(w for i in range(16, 24) for w in (i, 24 + i)), *range(24, 32))  # fmt: skip
 
     def decode(self):
         self.d = self.half().real_from_f16()
