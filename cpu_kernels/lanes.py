@@ -193,6 +193,11 @@ class Memory:
         value.align = 1
         return Lanes(self.builder, value)
 
+    def prefetch(self) -> None:
+        """Ask for the cache line, to read it soon."""
+        void, pointer = ir.VoidType(), self._pointer()
+        call(self.builder, "llvm.prefetch.p0", void, pointer, I32(0), I32(3), I32(1))
+
     def splat(self, element, count: int) -> Lanes:
         """One value in every lane."""
         scalar = self.load(element).value

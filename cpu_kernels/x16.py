@@ -1,9 +1,10 @@
 """The x16 layout: 16 rows of a GGUF tensor interleaved word by word: a vector holds 16 rows' bytes side by side.
 
 A group of 16 rows whose rows are B blocks of W words of 4 bytes, and one field of 2 bytes (most formats' scale):
-    [block 0..B-1][word 0..W-1][row 0..15] 4 bytes | [block 0..B-1][row 0..15] 2 bytes, where there is such a field
-The words of a block stand in the order in which a kernel first needs them (Format.ORDER), so that memory is read
-strictly forwards: with Q6_K's low and high bits apart, as in the file, a core of a Zen 4 read 8 GB/s instead of 25.
+    [block 0..B-1][row 0..15] 2 bytes, where there is such a field | [block 0..B-1][word 0..W-1][row 0..15] 4 bytes
+The words of a block stand in the order in which a kernel first needs them (Format.ORDER), and the 2-byte fields, of which
+a line of memory serves two blocks, in front, where they can be asked for at once: so memory is read strictly forwards.
+One core of a Zen 4 reads Q6_K at 28 GB/s then; with the words as in the file 13, with the 2-byte fields behind 8.
 The same bytes as in the file, in another order. Where rows do not fill the last group its last row is repeated.
 """
 
@@ -95,12 +96,12 @@ def interleave_group(rows, blocks, block_bytes, half, order, target):
         return
     words = block_bytes // 4
     first = 2 if half == 0 else 0
-    plane = target + blocks * words * 64
+    body = target + blocks * 32 if half >= 0 else target
     for block in range(blocks):
-        at, out = block * block_bytes + first, target + block * words * 64
+        at, out = block * block_bytes + first, body + block * words * 64
         for word in range(0, words - 3, 4):
             _copy_four_words(rows, at + 4 * word, out, order + 8 * word)
         for word in range(words & -4, words):
             _copy_word(rows, at + 4 * word, out, order + 8 * word)
         if half >= 0:
-            _copy_half(rows, block * block_bytes + half, plane + 32 * block, order)
+            _copy_half(rows, block * block_bytes + half, target + 32 * block, order)
