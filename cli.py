@@ -69,7 +69,12 @@ class RunFlags:
     device: Annotated[Literal["auto", "cpu", "cuda"], Option(help="Where to compute.")] = "auto"
     gpu_memory: Annotated[int | None, Option(parser=size, metavar="SIZE", help="GPU memory, as 24GiB.")] = None
     memory: Annotated[int | None, Option(parser=size, metavar="SIZE", help="Main memory, as 384GiB.")] = None
-    mmap: Annotated[bool | None, Option("--mmap/--no-mmap", help="Map the file, or read it into memory.")] = None
+    mmap: Annotated[
+        bool | None, Option("--mmap/--no-mmap", help="Run from the mapped file, or read it into memory [if it fits].")
+    ] = None
+    weights_cache: Annotated[str | None, Option(metavar="DIR", help="Keep rearranged weights for the next start.")] = (
+        None
+    )
     plan: Annotated[str | None, Option(help="File that says where each tensor lies.")] = None
     graph: Annotated[bool | None, Option("--graph/--no-graph", help="Decode from one CUDA Graph.")] = None
     sessions: Annotated[str | None, Option(help="Folder that keeps KV caches between runs.")] = None

@@ -1,25 +1,20 @@
-"""One stretch of memory with every tensor the model needs, in the layout its kernels like best, and the way into it."""
+"""The arena: one stretch of memory, or of a file, with every tensor of a model in the layout its kernels like best."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
-from cpu_kernels import Matrix, Pool
-from cpu_kernels.arrange import interleave_groups
-from cpu_kernels.pages import allocate
+from cpu_kernels.matrix import LANES, row_groups
 from hetero.config import ModelConfig
 from hetero.gguf import GGUFFile, Tensor
 
-ALIGNMENT = 4096
-PIECE_BYTES = 64 << 20
-ROWS = 16  # of a group
+ALIGNMENT = 4096  # of a tensor
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a tensor goes. `name` is its own, or output.weight for a head that is the embedding."""
+    """Where a tensor goes. `name` is its own, or output.weight where the head is the embedding once more."""
 
     name: str
     tensor: Tensor  # as in the file
@@ -28,18 +23,18 @@ class Slot:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the bytes, uint8."""
+        """Of its bytes, uint8; "x16": [matrices, groups, 16 x bytes of a row]"""
         if self.layout == "gguf":
             return self.tensor.data.shape
         *stack, rows, row_bytes = self.tensor.data.shape
-        return prod(stack), -(-rows // ROWS), ROWS * row_bytes
+        return prod(stack), row_groups(rows), LANES * row_bytes
 
 
 def plan(file: GGUFFile, config: ModelConfig) -> list[Slot]:
-    """A slot for each tensor of the main model, in the order of the file."""
+    """A slot for each tensor of the main model, in the order of the file; multi-token-prediction layers stay there."""
     skipped = tuple(f"blk.{i}." for i in range(config.layers, config.layers + config.nextn_layers))
     slots, end = list[Slot](), 0
-    for name, tensor in file.tensors.items():
+    for name, tensor in sorted(file.tensors.items(), key=lambda item: (item[1].file, item[1].offset)):
         if name.startswith(skipped):
             continue
         layouts = {name: _layout(name, tensor, config)}
@@ -55,8 +50,8 @@ def plan(file: GGUFFile, config: ModelConfig) -> list[Slot]:
 def _layout(name: str, tensor: Tensor, config: ModelConfig) -> str:
     if len(tensor.shape) == 1 or name == "token_embd.weight":  # rows of the embedding are looked up one by one
         return "gguf"
-    if name.endswith(".attn_kv_b.weight") and (config.nope_dim % ROWS or config.value_dim % ROWS):
-        return "gguf"  # its heads are not whole groups
+    if name.endswith(".attn_kv_b.weight") and (config.nope_dim % LANES or config.value_dim % LANES):
+        return "gguf"  # its halves are not whole groups
     return "x16"
 
 
@@ -65,40 +60,9 @@ def arena_bytes(slots: list[Slot]) -> int:
 
 
 def place(slots: list[Slot], arena: np.ndarray) -> dict[str, Tensor]:
-    """The tensors as they lie in the arena."""
+    """The tensors as they lie in the arena, uint8 [arena_bytes]."""
     tensors = {}
     for slot in slots:
         data = arena[slot.start : slot.start + prod(slot.shape)].reshape(slot.shape)
         tensors[slot.name] = replace(slot.tensor, name=slot.name, data=data, layout=slot.layout)
     return tensors
-
-
-def rearrange(
-    file: GGUFFile, config: ModelConfig, pool: Pool, progress: Callable[[str, int, int], None]
-) -> dict[str, Tensor]:
-    """Reads every tensor of the main model into new memory."""
-    slots = plan(file, config)
-    tensors = place(slots, allocate(arena_bytes(slots))[0])
-    total, done = sum(slot.tensor.nbytes for slot in slots), 0
-    for slot in slots:
-        for part in _fill(slot.tensor, tensors[slot.name], pool):
-            done += part
-            progress("reading weights", done, total)
-    return tensors
-
-
-def _fill(source: Tensor, target: Tensor, pool: Pool) -> Iterator[int]:
-    """Bytes of the file done, piece by piece."""
-    if target.layout == "gguf":
-        flat, out = source.data.reshape(-1), target.data.reshape(-1)
-        for at in range(0, flat.size, PIECE_BYTES):
-            out[at : at + PIECE_BYTES] = flat[at : at + PIECE_BYTES]
-            yield len(flat[at : at + PIECE_BYTES])
-        return
-    matrix = Matrix(source.data.reshape(-1, *source.data.shape[-2:]), source.type, source.shape[-1])
-    groups = target.data.shape[0] * target.data.shape[1]
-    step = max(1, PIECE_BYTES // target.data.shape[2])
-    for first in range(0, groups, step):
-        count = min(step, groups - first)
-        interleave_groups(pool, matrix, target.data, first, count)
-        yield source.nbytes * (first + count) // groups - source.nbytes * first // groups

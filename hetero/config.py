@@ -1,5 +1,6 @@
 """What the model is (`ModelConfig`, from the file) and what the caller wants (`RunConfig`): unknown is an error."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
@@ -162,7 +163,8 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gpu_memory: int | None = None  # bytes
     memory: int | None = None  # bytes
-    mmap: bool | None = None
+    mmap: bool | None = None  # run from the page cache; None: where the weights do not fit in free memory
+    weights_cache: str | None = None  # directory that keeps rearranged weights, memory-mapped at the next start
     plan: str | None = None
     graph: bool | None = None
     sessions: str | None = None
@@ -175,6 +177,7 @@ class RunConfig:
                 continue
             if type(value) is not int or not 1 <= value <= limit:
                 _refuse_setting(name, value, f"an integer from 1 to {limit:,}")
+        self._check_mapping()
         for name, choices in {"kv": CACHE_TYPES, "device": DEVICES}.items():
             if getattr(self, name) not in choices:
                 _refuse_setting(name, getattr(self, name), "one of " + ", ".join(choices))
@@ -185,6 +188,15 @@ class RunConfig:
             if not any(value is neutral for neutral in implemented):
                 remedy = f"leave out --{'no-' if value is False else ''}{flag}"
                 raise UnsupportedError(f"{flag} = {value!r}", "not implemented in this version", remedy)
+
+    def _check_mapping(self) -> None:
+        if self.mmap not in (None, True, False):
+            _refuse_setting("mmap", self.mmap, "True, False or None")
+        if self.weights_cache is not None:
+            object.__setattr__(self, "weights_cache", os.fspath(self.weights_cache))
+            if self.mmap is False:
+                limit = "the rearranged weights are memory-mapped from there"
+                raise RequestError("weights-cache with mmap = False", limit, "leave out --no-mmap")
 
 
 def _refuse_setting(name: str, value: object, limit: str) -> NoReturn:

@@ -20,7 +20,7 @@ from hetero.progress import load_shown
 from hetero.sampler import Sampling
 from hetero.terminal import Screen
 
-PARTS_STEPS = 4  # decoded tokens that are taken apart
+PARTS_STEPS = 5  # decoded tokens that are taken apart; the first is not counted
 
 
 class Hetero:
@@ -64,9 +64,11 @@ class Hetero:
         return self._peak
 
     def parts(self, ids: Sequence[int]) -> dict[str, float]:
-        """Seconds by part of one token after `ids`."""
-        self.decode(ids, 1)
-        return time_by_part(self.engine, [[0]] * PARTS_STEPS)
+        """Seconds by part of one token after `ids` but for the last."""
+        depth, cache = len(ids) - 1, self.engine.cache
+        self.decode(ids, 0)
+        cache.truncate(0, depth)
+        return time_by_part(self.engine, [0] * min(PARTS_STEPS, self.engine.context - depth))
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -4,6 +4,8 @@ import mmap
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,12 @@ class Tensor:
     name: str
     shape: tuple[int, ...]  # numpy order: [experts, rows, columns], the last axis is a row
     type: str  # a key of QUANT
-    # uint8 [*shape[:-1], bytes of a row], a read-only view of the file; or of memory where it was put in another layout:
-    # "x16": [matrices, groups of 16 rows, 16 x bytes of a row] (cpu_kernels.Matrix)
+    # uint8: [*shape[:-1], bytes of a row], a read-only view of the mapped file; or, put elsewhere in the layout "x16"
+    # of cpu_kernels.Matrix, [matrices, groups of 16 rows, 16 x bytes of a row]
     data: np.ndarray = field(repr=False, compare=False)
     layout: str = "gguf"
+    file: int = 0  # index in GGUFFile.paths
+    offset: int = 0  # of its first byte in that file
 
     @property
     def nbytes(self) -> int:
@@ -38,8 +42,32 @@ class Tensor:
 class GGUFFile:
     """One model: the metadata of its first file and the tensors of all its files, in file order."""
 
-    def __init__(self, paths: tuple[Path, ...], metadata: dict[str, Any], tensors: dict[str, Tensor], nbytes: int):
+    def __init__(
+        self,
+        paths: tuple[Path, ...],
+        metadata: dict[str, Any],
+        tensors: dict[str, Tensor],
+        nbytes: int,
+        status: tuple[os.stat_result, ...] = (),
+    ):
         self.paths, self.metadata, self.tensors, self.nbytes = paths, metadata, tensors, nbytes
+        self.status = status  # of each file when it was mapped
+
+    @contextmanager
+    def descriptors(self) -> Iterator[list[int]]:
+        """The files, open for reading. FileError where one is gone, or not the one that was mapped."""
+        with ExitStack() as stack:
+            found = []
+            for path, status in zip(self.paths, self.status, strict=True):
+                try:
+                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise FileError(f"cannot open {path}: {error.strerror}", "it could be opened before") from error
+                stack.callback(os.close, descriptor)
+                if identity(os.fstat(descriptor)) != identity(status):
+                    raise FileError(f"{path} was changed while it was loaded", "", "wait until it is complete")
+                found.append(descriptor)
+            yield found
 
     def close(self) -> None:
         """Forget the tensors; a file is unmapped when the last view of it is gone."""
@@ -52,29 +80,34 @@ class GGUFFile:
         self.close()
 
 
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def open_gguf(path: str | Path) -> GGUFFile:
     """Open a model; of a split one `path` is the first file and the others lie beside it."""
     first = Path(path)
-    header, data = _map(first)
+    header, data, status = _map(first)
     paths = _split_paths(first, header.metadata)
     tensors: dict[str, Tensor] = {}
-    _add_tensors(tensors, header, data, first)
-    nbytes = data.nbytes
+    _add_tensors(tensors, header, data, first, 0)
+    nbytes, statuses = data.nbytes, [status]
     for number, other in enumerate(paths[1:], start=1):
-        other_header, data = _map(other)
+        other_header, data, status = _map(other)
         _check_split(header.metadata, other_header.metadata, number, other)
-        _add_tensors(tensors, other_header, data, other)
+        _add_tensors(tensors, other_header, data, other, number)
         nbytes += data.nbytes
+        statuses.append(status)
     promised = header.metadata.get("split.tensors.count", len(tensors))
     if len(paths) > 1 and promised != len(tensors):
         raise FileError(
             f"{first}: the split files hold {len(tensors):,} tensors", f"split.tensors.count says {promised:,}", DAMAGED
         )
-    return GGUFFile(paths, header.metadata, tensors, nbytes)
+    return GGUFFile(paths, header.metadata, tensors, nbytes, tuple(statuses))
 
 
-def _map(path: Path) -> tuple[Header, np.ndarray]:
-    """Header and bytes (uint8, read-only) of one file."""
+def _map(path: Path) -> tuple[Header, np.ndarray, os.stat_result]:
+    """Header, bytes (uint8, read-only) and status of one file."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would hang, a device has no end
@@ -82,21 +115,22 @@ def _map(path: Path) -> tuple[Header, np.ndarray]:
         if status.st_size == 0:
             raise FileError(f"{path} is empty", "", DAMAGED)
         with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or emptied since the stat
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise FileError(f"cannot open {path}: {reason}", "", "check the path and its permissions") from error
     header = read_header(mapped, path)
-    return header, np.frombuffer(mapped, np.uint8)
+    return header, np.frombuffer(mapped, np.uint8), status
 
 
-def _add_tensors(tensors: dict[str, Tensor], header: Header, data: np.ndarray, path: Path) -> None:
+def _add_tensors(tensors: dict[str, Tensor], header: Header, data: np.ndarray, path: Path, number: int) -> None:
     for info in header.tensors:
         if info.name in tensors:
             raise FileError(f"{path}: the tensor {info.name!r} stands twice", "", DAMAGED)
         start = header.data_start + info.offset
         rows = data[start : start + info.nbytes].reshape(*info.shape[:-1], -1)
-        tensors[info.name] = Tensor(info.name, info.shape, info.type, rows)
+        tensors[info.name] = Tensor(info.name, info.shape, info.type, rows, file=number, offset=start)
 
 
 def _split_paths(first: Path, metadata: dict[str, Any]) -> tuple[Path, ...]:

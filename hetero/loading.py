@@ -1,31 +1,40 @@
 """From a path to an engine and its tokenizer, refusing what cannot work before kernels compile or weights are read."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hetero.arena import Slot, arena_bytes, place, plan
 from hetero.config import ModelConfig, RunConfig
-from hetero.errors import FileError, RequestError, UnsupportedError
-from hetero.gguf import open_gguf
+from hetero.errors import FileError, RequestError, ResourceError, UnsupportedError
+from hetero.free_memory import free_memory
+from hetero.gguf import GGUFFile, Tensor, open_gguf
+from hetero.prefetch import prefetch
+from hetero.sizes import format_size
 from hetero.tensors import check_tensors
 
 if TYPE_CHECKING:
+    from cpu_kernels import Pool
     from hetero.engine import Engine
     from hetero.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 8192
+WORKING_BYTES = 512 << 20  # for Python, compiled kernels, activations: what a load takes beside weights and cache
 
 Progress = Callable[[str, int, int], None]  # stage, done, total; total 0 where it is not known
 
 
 def load(
-    path: str | Path, run: RunConfig | None = None, progress: Progress | None = None
+    path: str | Path,
+    run: RunConfig | None = None,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> "tuple[Engine, Tokenizer]":
-    """Opens a GGUF (the first file of several), binds its weights, makes room for the cache.
+    """Opens a GGUF (the first file of several), reads or maps its weights, makes room for the cache.
 
-    `progress(stage, done, total)` is called as stages begin and while weights are read. Without it, or where they do
-    not fit in free memory, weights are read when they are first used.
+    `progress(stage, done, total)` is called as stages begin and, with bytes, while weights are read; `notice(sentence)`
+    where something was chosen that the caller might not expect.
     Raises FileError, UnsupportedError, ResourceError, RequestError.
     """
     from cpu_kernels import CACHED, SUPPORTED, Pool, note_compiled
@@ -44,20 +53,95 @@ def load(
             found = f"{file.paths[0].name}: its tokenizer has {tokenizer.vocab_size:,} tokens"
             raise FileError(found, f"the model has {config.vocab_size:,}", "convert the model again")
         cache = LatentCache(config, run, chosen_context(config, run))
+        weights = WeightSource(file, plan(file, config), run, cache.nbytes, notice or (lambda sentence: None))
         kernels = "preparing kernels" if CACHED else "compiling kernels for this CPU, once, about a minute"
         report(kernels, 0, 0)
-        from hetero.arena import rearrange  # here: naming the kernels compiles them
-        from hetero.engine import Engine
+        from hetero.engine import Engine  # here: naming the kernels compiles them
 
         pool = undo.enter_context(Pool(run.threads))
-        if not run.mmap:
-            file.tensors = rearrange(file, config, pool, report)
-        engine = Engine(file, config, run, cache, pool)
-        report(kernels, 0, 0)
-        engine.model.rehearse(cache.layers)
+        with file_faults(file):
+            file.tensors = weights.tensors(pool, report)
+            engine = Engine(file, config, run, cache, pool)
+            report(kernels, 0, 0)
+            engine.model.rehearse(cache.layers)
         note_compiled()
         undo.pop_all()
     return engine, tokenizer
+
+
+class WeightSource:
+    """Where the weights will lie: in memory, in the mapped file, or in a mapped file of rearranged ones."""
+
+    def __init__(
+        self, file: GGUFFile, slots: list[Slot], run: RunConfig, cache_bytes: int, notice: Callable[[str], None]
+    ):
+        self.file, self.slots, self.run, self.notice = file, slots, run, notice
+        self.needed = arena_bytes(slots) + cache_bytes + WORKING_BYTES
+        self.free = free_memory()
+        self.mapped = run.mmap is True or self.needed > self.free
+        if self.needed <= self.free or run.mmap or run.weights_cache is not None:
+            return
+        need, free = format_size(self.needed), format_size(self.free)
+        if run.mmap is False:
+            found = f"weights, cache and working memory need {need}"
+            raise ResourceError(found, f"{free} of memory are free", "leave out --no-mmap, or free some memory")
+        notice(f"weights stay in the file (mmap): {need} do not fit in {free} of free memory")
+
+    def tensors(self, pool: "Pool", progress: Progress) -> dict[str, Tensor]:
+        from hetero.weights_cache import Busy
+
+        if self.run.weights_cache is not None:
+            try:
+                return self._cached(self.run.weights_cache, pool, progress)
+            except Busy:
+                self.notice("another process is writing the weights cache: this one goes without")
+        return self._mapped() if self.mapped else self._read(pool, progress)
+
+    def _mapped(self) -> dict[str, Tensor]:
+        """As they are; what every token needs is read in the background, and all where it fits."""
+        wanted = [slot.tensor for slot in self.slots if self.needed <= self.free or "_exps." not in slot.name]
+        prefetch((self.file.paths[tensor.file], tensor.offset, tensor.nbytes) for tensor in wanted)
+        return self.file.tensors
+
+    def _read(self, pool: "Pool", progress: Progress) -> dict[str, Tensor]:
+        from cpu_kernels.pages import allocate
+        from hetero.weight_reader import WeightReader
+
+        nodes = tuple(node.id for node in pool.nodes)
+        arena, _ = allocate(arena_bytes(self.slots), nodes if len(nodes) > 1 else None)
+        for _ in WeightReader(self.file, self.slots, pool, self.free - self.needed).fill(arena, progress):
+            pass
+        return place(self.slots, arena)
+
+    def _cached(self, directory: str, pool: "Pool", progress: Progress) -> dict[str, Tensor]:
+        from hetero.weight_reader import WeightReader
+        from hetero.weights_cache import WeightsCache
+
+        cache = WeightsCache(directory, self.file, self.slots)
+        arena = cache.map()
+        if arena is None:
+            if cache.problem:
+                self.notice(f"{cache.path} cannot be used and is made again: {cache.problem}")
+            reader = WeightReader(self.file, self.slots, pool, kept=0)
+            arena = cache.write(lambda arena: reader.fill(arena, progress))
+        elif self.needed <= self.free:
+            prefetch([(cache.path, 0, cache.nbytes)])
+        return place(self.slots, arena)
+
+
+@contextmanager
+def file_faults(file: GGUFFile) -> Iterator[None]:
+    """A mapped file that ends too early, or cannot be read, becomes a FileError."""
+    from cpu_kernels.pool import WorkerFault
+
+    try:
+        yield
+    except WorkerFault as fault:
+        if fault.signal != "SIGBUS":
+            raise
+        found = f"{file.paths[0]} or a file beside it could not be read through its mapping"
+        limit = "it was cut short, or its disk failed"
+        raise FileError(found, limit, "check the files and the disk, then load the model again") from fault
 
 
 def chosen_context(config: ModelConfig, run: RunConfig) -> int:

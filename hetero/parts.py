@@ -1,9 +1,9 @@
-"""Where the time of a forward pass goes: the same pass, through callables that watch the clock.
+"""Where the time of a decoded token goes: the same pass, with stamps of the clock between its parts.
 
-The engine's own path has no clocks in it: a copy of its model, whose blocks are watched, runs on its cache instead.
+The engine's own path has no clocks in it: a copy of its model, with stamps around the parts, runs on its cache instead.
+The stamps are entries of the pool, so a recorded pass takes them along, and is as fast as the one it stands for.
 """
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from time import perf_counter
@@ -12,82 +12,99 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from cpu_kernels import Pool
     from hetero.engine import Engine
     from hetero.model import Block, Model
 
 PARTS = ("attention", "experts", "dense", "head", "other")
 
 
-class Clock:
-    """Seconds by part. A part that runs inside another one does not count for the outer one."""
+class Stamps:
+    """The times at which parts of a pass began and ended; a replay of the pass writes them anew."""
 
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-        self._counted = 0.0  # of all parts together
+    def __init__(self, pool: "Pool"):
+        from cpu_kernels import clock  # not above: it compiles kernels
 
-    def __call__(self, part: str, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        before, started = self._counted, perf_counter()
+        self._pool, self._stamp = pool, clock.stamp
+        self.spans: list[tuple[str, np.ndarray, np.ndarray]] = []
+
+    def around(self, part: str, original: Any) -> "Stamped":
+        return Stamped(self, part, original)
+
+    def call(self, part: str, work: Any, arguments: tuple, named: dict[str, Any]) -> Any:
+        begin = self._stamp(self._pool)
         result = work(*arguments, **named)
-        taken = perf_counter() - started
-        self.seconds[part] += taken - (self._counted - before)
-        self._counted = before + taken
+        self.spans.append((part, begin, self._stamp(self._pool)))
         return result
 
+    def seconds(self, last: int) -> dict[str, float]:
+        """By part, of so many spans at the end of the list."""
+        found = dict.fromkeys(PARTS, 0.0)
+        for part, begin, end in self.spans[-last:]:
+            found[part] += int(end[0] - begin[0]) / 1e9
+        return found
 
-class Watched:
-    """Stands in for a part of the model: calls it, and lets the clock know; everything else is the part's own."""
 
-    def __init__(self, clock: Clock, part: str, original: Any):
-        self._clock, self._part, self._original = clock, part, original
+class Stamped:
+    """Stands in for a part of the model: calls it between two stamps; everything else is the part's own."""
+
+    def __init__(self, stamps: Stamps, part: str, original: Any):
+        self._stamps, self._part, self._original = stamps, part, original
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return self._clock(self._part, self._original, *arguments, **named)
+        return self._stamps.call(self._part, self._original, arguments, named)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)
 
 
-def watched(model: "Model", clock: Clock) -> "Model":
+def stamped(model: "Model", stamps: Stamps) -> "Model":
     """MoE layers, router and shared expert included, are "experts"; dense layers "dense"; norms between, "other"."""
     twin = copy(model)
-    twin.recordable = None  # a replay does not pass by the clocks
-    twin.blocks = [_watched_block(block, clock) for block in model.blocks]
-    twin.output = Watched(clock, "head", model.output)  # type: ignore[assignment]
+    twin.recorded = {}  # its own
+    twin.blocks = [_stamped_block(block, stamps) for block in model.blocks]
+    twin.output = stamps.around("head", model.output)  # type: ignore[assignment]
     return twin
 
 
-def _watched_block(block: "Block", clock: Clock) -> "Block":
+def _stamped_block(block: "Block", stamps: Stamps) -> "Block":
     from hetero.moe import MoE  # not above: it compiles kernels
 
     part = "experts" if isinstance(block.feed_forward, MoE) else "dense"
-    attention: Any = Watched(clock, "attention", block.attention)
-    feed_forward: Any = Watched(clock, part, block.feed_forward)
+    attention: Any = stamps.around("attention", block.attention)
+    feed_forward: Any = stamps.around(part, block.feed_forward)
     return replace(block, attention=attention, feed_forward=feed_forward)
 
 
-def time_by_part(engine: "Engine", passes: list[list[int]]) -> dict[str, float]:
-    """Seconds of each part of one pass, the mean over passes that feed these tokens after what is cached.
+def time_by_part(engine: "Engine", ids: list[int]) -> dict[str, float]:
+    """Seconds of each part of one decoded token: the mean over `ids`, fed after what is cached.
 
-    Each computes the logits of its last token.
+    The first of at least two is not counted: its pass is recorded.
     """
-    clock = Clock()
-    twin = watched(engine.model, clock)
-    for ids in passes:
-        clock("other", _feed, engine, twin, ids)
-    return {part: seconds / len(passes) for part, seconds in clock.seconds.items()}
+    stamps = Stamps(engine.pool)
+    twin = stamped(engine.model, stamps)
+    _feed(engine, twin, ids[0])
+    spans, total = len(stamps.spans), dict.fromkeys(PARTS, 0.0)
+    for id in ids[1:]:
+        started = perf_counter()
+        _feed(engine, twin, id)
+        whole, found = perf_counter() - started, stamps.seconds(spans)
+        found["other"] = whole - sum(found.values())
+        total = {part: total[part] + found[part] for part in PARTS}
+    return {part: seconds / (len(ids) - 1) for part, seconds in total.items()}
 
 
-def _feed(engine: "Engine", model: "Model", ids: list[int]) -> None:
-    """One pass of `model` over the next tokens of the engine's sequence, not recorded and not replayed."""
+def _feed(engine: "Engine", model: "Model", id: int) -> None:
+    """One pass of `model` over the next token of the engine's sequence."""
     from hetero.model import Batch
 
     cache = engine.cache
     batch = Batch(
-        ids=np.asarray(ids, np.int64),
-        positions=cache.extend(0, ids),
-        sequence=np.zeros(len(ids), np.int32),
+        ids=np.array([id], np.int64),
+        positions=cache.extend(0, [id]),
+        sequence=np.zeros(1, np.int32),
         block_table=cache.block_table,
         lengths=np.array([len(tokens) for tokens in cache.tokens], np.int32),
-        logits_at=np.array([len(ids) - 1]),
+        logits_at=np.zeros(1, np.int64),
     )
     model.forward(batch, cache.layers)

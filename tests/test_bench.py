@@ -202,34 +202,59 @@ def hetero_alone() -> Iterator[contest.Hetero]:
     here.close()
 
 
-def test_clocks_change_nothing(hetero_alone: contest.Hetero) -> None:
-    engine, model = hetero_alone.engine, hetero_alone.engine.model
-    engine.forget()
-    plain = engine.scores([5, 6, 7])
-    clock = parts.Clock()
-    engine.model = parts.watched(model, clock)
-    engine.forget()
-    assert np.array_equal(engine.scores([5, 6, 7]), plain)
+def test_stamps_change_nothing(hetero_alone: contest.Hetero) -> None:
+    engine = hetero_alone.engine
+    stamps = parts.Stamps(engine.pool)
+    twin, model = parts.stamped(engine.model, stamps), engine.model
+    logits = []
+    for engine.model in (model, twin):
+        engine.forget()
+        logits += [engine.scores([5, 6, 7]), engine.scores([8]), engine.scores([9]), engine.scores([10])]
     engine.model = model
-    assert all(clock.seconds[part] > 0 for part in ("attention", "experts", "dense", "head"))
+    assert all(map(np.array_equal, logits[:4], logits[4:]))
+    assert {part for part, _, _ in stamps.spans} == {"attention", "experts", "dense", "head"}
+    assert all(end > begin for _, begin, end in stamps.spans)
+
+
+def test_a_recorded_pass_is_stamped_at_every_replay(hetero_alone: contest.Hetero) -> None:
+    engine = hetero_alone.engine
+    stamps = parts.Stamps(engine.pool)
+    twin = parts.stamped(engine.model, stamps)
+    engine.forget()
+    parts._feed(engine, twin, 1)
+    spans = len(stamps.spans)
+    assert spans == 2 * len(engine.model.blocks) + 1
+    ends = stamps.spans[-1][2].copy()
+    parts._feed(engine, twin, 2)
+    assert len(stamps.spans) == spans and stamps.spans[0][1] > ends, "replayed, with new times"
 
 
 def test_time_by_part(hetero_alone: contest.Hetero) -> None:
     engine, model = hetero_alone.engine, hetero_alone.engine.model
     hetero_alone.decode([1, 2, 3], 2)
     cached = engine.tokens_cached
-    seconds = parts.time_by_part(engine, [[1], [2]])
+    seconds = parts.time_by_part(engine, [1, 2, 3])
     assert list(seconds) == list(parts.PARTS) and min(seconds.values()) > 0
-    assert engine.model is model and engine.tokens_cached == cached + 2
+    assert engine.model is model and engine.tokens_cached == cached + 3
 
 
-def test_a_part_inside_another_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 1.0, 4.0, 10.0, 20.0, 25.0])  # other begins, dense begins and ends, other ends; head
-    monkeypatch.setattr(parts, "perf_counter", lambda: next(times))
-    clock = parts.Clock()
-    clock("other", lambda: clock("dense", lambda: None))
-    clock("head", lambda: None)
-    assert clock.seconds == {"attention": 0, "experts": 0, "dense": 3, "head": 5, "other": 7}
+def test_the_least_context_holds_the_parts(hetero_alone: contest.Hetero) -> None:
+    """As many tokens as a bench of one generated token has room for."""
+    context = hetero_alone.engine.context
+    assert Bench(DEMO, prompt=1, generate=1, depth=context - 2).context == context
+    seconds = hetero_alone.parts([7] * (context - 1))
+    assert min(seconds.values()) > 0 and hetero_alone.engine.tokens_cached == context
+
+
+def test_parts_add_up(hetero_alone: contest.Hetero, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that ticks once a second, on both sides: attention, experts and so on take a second each."""
+    now = iter(range(1000))
+    monkeypatch.setattr(parts, "perf_counter", lambda: next(now))
+    stamps = parts.Stamps(hetero_alone.engine.pool)
+    monkeypatch.setattr(stamps, "_stamp", lambda pool: np.array([next(now) * 10**9]))
+    for part in ("attention", "experts", "attention", "head"):
+        assert stamps.call(part, lambda x, y: x - y, (3,), {"y": 1}) == 2
+    assert stamps.seconds(last=3) == {"attention": 1, "experts": 1, "dense": 0, "head": 1, "other": 0}
 
 
 @pytest.mark.parametrize("threads", [1, 2])

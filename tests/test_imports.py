@@ -11,15 +11,14 @@ LOCAL = ("cli", "hetero", *LEAVES)
 
 # Rows of hetero/, bottom first: a module may import modules of the rows below, and of its own row those to its left.
 ROWS = [
-    ["errors", "telemetry", "probe", "quant_types", "sizes", "demo"],
+    ["errors", "telemetry", "probe", "quant_types", "sizes", "free_memory", "demo"],
     ["gguf_header", "gguf"],
     ["known_models", "metadata", "config"],
     ["tensors", "inspect", "pretokenizers", "tokenizer", "template_worker", "template", "sampler", "thinking"],
     ["rope", "linear", "cache"],
     ["attention", "moe", "recorded"],
     ["model"],
-    ["weights"],
-    ["arena"],
+    ["weights", "arena", "prefetch", "weight_reader", "weights_cache"],
     ["engine"],
     ["loading"],
     ["terminal", "progress", "prompt", "conversation", "generate", "chat", "perplexity", "reference", "evaluate"],

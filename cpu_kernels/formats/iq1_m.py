@@ -6,7 +6,6 @@ Codebook and shift are those of IQ1_S.
 
 from ..jit import dequantize_kernel, multiply_kernel
 from ..lanes import I16
-from ..machine import LANES
 from ..tile import dequantizer, multiplier
 from .codebook import Codebook, codebook
 from .codebook_fields import spread
@@ -33,7 +32,7 @@ class IQ1_M(Codebook):
 
     @classmethod
     def signed(cls, entries, signs, word):
-        return entries + signs.pick([4 * r + word // 2 for r in range(LANES) for _ in range(4)])
+        return entries + signs.pick([4 * r + word // 2 for r in range(signs.count // 4) for _ in range(4)])
 
     def scales(self, block):
         scales = self.word(12 + block // 4) >> (16 * (block // 2 % 2) + 6 * (block % 2))

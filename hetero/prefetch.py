@@ -1,0 +1,32 @@
+"""Asking the kernel to read mapped weights before they are needed, without waiting for it."""
+
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+STEP_BYTES = 1 << 20  # of one request: the kernel cuts larger ones off at a few hundred KiB to some MiB
+
+Range = tuple[Path, int, int]  # file, offset, bytes
+
+
+def prefetch(ranges: Iterable[Range]) -> threading.Thread:
+    """A thread that goes through the ranges and ends. What cannot be read is left to whoever needs it."""
+    thread = threading.Thread(target=_read_ahead, args=(list(ranges),), name="prefetch", daemon=True)
+    thread.start()
+    return thread
+
+
+def _read_ahead(ranges: list[Range]) -> None:
+    for path, start, size in ranges:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            for at in range(start, start + size, STEP_BYTES):
+                os.posix_fadvise(descriptor, at, min(STEP_BYTES, start + size - at), os.POSIX_FADV_WILLNEED)
+        except OSError:
+            return
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,69 @@
+"""Weights from the file into an arena: read and rearranged by all threads of the pool, window by window."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from cpu_kernels import Matrix, Pool
+from cpu_kernels.weight_file import ReadError, read_units, units, working_memory
+from hetero.arena import Slot, place
+from hetero.errors import FileError
+from hetero.gguf import GGUFFile
+
+STAGE = "reading weights"
+WINDOW_UNITS = 16  # MiB for each thread: what is read between two looks at the keyboard
+FILE, OFFSET, BYTES = range(3)  # columns of a table of units
+
+
+class WeightReader:
+    """Fills an arena. `kept`: how many bytes of the files may stay in the page cache; what comes after is dropped."""
+
+    def __init__(self, file: GGUFFile, slots: list[Slot], pool: Pool, kept: int):
+        self.file, self.slots, self.pool, self.kept = file, slots, pool, kept
+
+    def fill(self, arena: np.ndarray, progress: Callable[[str, int, int], None]) -> Iterator[int]:
+        """Yields the bytes of the file read so far. FileError where reading fails."""
+        with self.file.descriptors() as descriptors:
+            table, matrices = self._table(arena, descriptors)
+            work = working_memory(self.pool, table)
+            done, total = 0, int(table[:, BYTES].sum())
+            progress(STAGE, 0, total)
+            step = WINDOW_UNITS * self.pool.threads
+            for first in range(0, len(table), step):
+                window = table[first : first + step]
+                self._read(window, descriptors, work, matrices)
+                done += int(window[:, BYTES].sum())
+                if done > self.kept:
+                    drop_pages(window)
+                progress(STAGE, done, total)
+                yield done
+
+    def _table(self, arena: np.ndarray, descriptors: list[int]) -> tuple[np.ndarray, list[Matrix]]:
+        """All units, and the matrices that they refer to by address."""
+        tensors, tables, matrices = place(self.slots, arena), [], list[Matrix]()
+        for slot in self.slots:
+            source, matrix = slot.tensor, None
+            if slot.layout == "x16":
+                rows = source.data.reshape(-1, *source.data.shape[-2:])
+                matrix = Matrix(rows, source.type, source.shape[-1])
+                matrices.append(matrix)
+            tables.append(units(descriptors[source.file], source.offset, matrix, tensors[slot.name].data))
+        return np.concatenate(tables), matrices
+
+    def _read(self, window: np.ndarray, descriptors: list[int], work: np.ndarray, matrices: list[Matrix]) -> None:
+        try:
+            read_units(self.pool, window, work, matrices)
+        except ReadError as error:
+            path = self.file.paths[descriptors.index(int(window[error.unit, FILE]))]
+            reason = os.strerror(error.errno) if error.errno else "it ends before its last tensor"
+            remedy = "check the disk, and that nobody is writing to the file"
+            raise FileError(f"{path} cannot be read: {reason}", "it was longer when it was opened", remedy) from error
+
+
+def drop_pages(window: np.ndarray) -> None:
+    """Out of the page cache with what these units were read from."""
+    for file in np.unique(window[:, FILE]):
+        rows = window[window[:, FILE] == file]
+        start, end = int(rows[:, OFFSET].min()), int((rows[:, OFFSET] + rows[:, BYTES]).max())
+        os.posix_fadvise(int(file), start, end - start, os.POSIX_FADV_DONTNEED)
