@@ -2,7 +2,7 @@
 
 A group of 16 rows whose rows are B blocks of W words of 4 bytes, and one field of 2 bytes (most formats' scale):
     [block 0..B-1][row 0..15] 2 bytes, where there is such a field | [block 0..B-1][word 0..W-1][row 0..15] 4 bytes
-The words of a block stand in the order in which a kernel first needs them (Format.ORDER), and the 2-byte fields, of which
+The words of a block stand in the order in which a kernel first needs them (Format.ORDER); the 2-byte fields, of which
 a line of memory serves two blocks, in front, where they can be asked for at once: so memory is read strictly forwards.
 One core of a Zen 4 reads Q6_K at 28 GB/s then; with the words as in the file 13, with the 2-byte fields behind 8.
 The same bytes as in the file, in another order. Where rows do not fill the last group its last row is repeated.
