@@ -21,13 +21,13 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import psutil
 
 from benchmarks.kernels import integers, names
 from benchmarks.setting import setting
 from cpu_kernels.topology import default_threads
 from hetero.config import RunConfig
 from hetero.contest import Apart
+from hetero.free_memory import free_memory
 from hetero.inspect import inspect_file
 
 ENGINES = {"hetero": 1.1, "plain": 1.1, "rearranged": 1.7}  # memory they take, as a multiple of the file
@@ -59,7 +59,7 @@ def measure(options: argparse.Namespace, context: int, ids: list[int], nbytes: i
         print(f"{case:>16}  {engine:<12}{times[case][engine][-1]:9.2f} tok/s", file=sys.stderr, flush=True)
 
     needed = sum(ENGINES[engine] for engine in options.engines) * nbytes
-    if needed < psutil.virtual_memory().available and not options.apart:
+    if needed < free_memory() and not options.apart:
         with ExitStack() as stack:
             all_of = {e: stack.enter_context(closing(start(e, options, context))) for e in options.engines}
             for case in cases:

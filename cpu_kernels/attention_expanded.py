@@ -24,7 +24,7 @@ from .jit import entry, fast_kernel, job, kernel
 from .matrix import address
 from .memory import f32_at, i32_at, i64_at
 from .pool import CHUNK, Pool, dispatch
-from .rows import bits
+from .rows import bits, check_floats
 from .softmax import clear_rows, softmax_tile
 
 KEYS = 2 * PAGE
@@ -35,9 +35,9 @@ QUERY_BLOCK = 64
 # The int64 arguments of the entry and its job. SCALE holds the bits of a float64; those after SCRATCH_BYTES are offsets
 # in a thread's scratch memory: queries, weighted sums and softmax states of a unit; latents, keys, values and scores of
 # a tile.
-(JOB, COUNTER, QUERY, POSITIONS, TOKENS, HEADS, KEY_WIDTH, NOPE, LATENT, VALUE, SCALE, K_UP, K_TRANSPOSED, V_UP,
- UP_STRIDE, LAYER, KIND, ROW_BYTES, PAGES, PARTS, PART_TOKENS, OUT, SCRATCH, SCRATCH_BYTES,
- QUERIES_AT, SUMS_AT, STATES_AT, LATENTS_AT, KEYS_AT, VALUES_AT, SCORES_AT) = range(31)  # fmt: skip
+(JOB, COUNTER, QUERY, TOKEN_STRIDE, HEAD_STRIDE, POSITIONS, TOKENS, HEADS, KEY_WIDTH, NOPE, LATENT, VALUE, SCALE, K_UP,
+ K_TRANSPOSED, V_UP, UP_STRIDE, LAYER, KIND, ROW_BYTES, PAGES, PARTS, PART_TOKENS, OUT, SCRATCH, SCRATCH_BYTES,
+ QUERIES_AT, SUMS_AT, STATES_AT, LATENTS_AT, KEYS_AT, VALUES_AT, SCORES_AT) = range(33)  # fmt: skip
 
 
 @fast_kernel
@@ -106,10 +106,8 @@ def _attend_head(a, scratch, head, token, tokens):
     scale = np.float32(np.int64(a[SCALE]).view(np.float64))
     queries = scratch + a[QUERIES_AT]
     for i in range(tokens):
-        row = (token + i) * a[HEADS] + head
-        load_query(
-            a[QUERY] + 4 * row * a[KEY_WIDTH], a[KEY_WIDTH], scale, queries + 4 * i * key, whole_vectors(a[KEY_WIDTH])
-        )
+        query = a[QUERY] + (token + i) * a[TOKEN_STRIDE] + head * a[HEAD_STRIDE]
+        load_query(query, a[KEY_WIDTH], scale, queries + 4 * i * key, whole_vectors(a[KEY_WIDTH]))
     clear_rows(scratch + a[STATES_AT], scratch + a[SUMS_AT], value, tokens)
     end = positions[tokens - 1] + 1
     for start in range(0, end, KEYS):
@@ -149,14 +147,16 @@ def _expanded(control, arguments):
     dispatch(control, a[JOB], arguments)
 
 
-def _check_weights(q: np.ndarray, k_up: np.ndarray, v_up: np.ndarray, nope: int) -> None:
-    for name, array in (("q", q), ("k_up", k_up), ("v_up", v_up)):
-        if array.ndim != 3 or array.dtype != np.float32 or not array.flags.c_contiguous:
-            found = f"{array.dtype} {array.shape}"
-            raise ValueError(f"mla_expanded: {name} must be contiguous float32 of 3 dimensions, got {found}")
-    heads, latent = len(v_up), v_up.shape[2]
+def _checked_nope(q: np.ndarray, k_up: np.ndarray, v_up: np.ndarray, k_transposed: bool) -> int:
+    """N, if the arrays fit together."""
+    check_floats("mla_expanded", q=q, k_up=k_up, v_up=v_up)
+    if not q.ndim == k_up.ndim == v_up.ndim == 3 or not k_up.flags.c_contiguous or not v_up.flags.c_contiguous:
+        found = f"{q.shape}, {k_up.shape} and {v_up.shape}"
+        raise ValueError(f"mla_expanded: q, k_up and v_up of 3 dimensions, k_up and v_up contiguous, got {found}")
+    heads, latent, nope = len(v_up), v_up.shape[2], k_up.shape[2 if k_transposed else 1]
     if q.shape[1] != heads or q.shape[2] < nope or k_up.shape[0] != heads or k_up.size != heads * nope * latent:
         raise ValueError(f"mla_expanded: q {q.shape}, k_up {k_up.shape} and v_up {v_up.shape} do not fit")
+    return nope
 
 
 def _scratch_sizes(latent: int, rope: int, key_width: int, value: int, queries: int) -> list[int]:
@@ -183,13 +183,12 @@ def mla_expanded(
     scale: float,
     k_transposed: bool = False,
 ) -> np.ndarray:
-    """q[T, H, N + R] of one sequence -> [T, H, V]; k_up[H, N, C] and v_up[H, V, C] expand the latents.
+    """q[T, H, N + R] of one sequence, any outer strides, -> [T, H, V]; k_up[H, N, C], v_up[H, V, C] expand the latents.
 
     With `k_transposed` k_up is [H, C, N], as GGUF files have it. Token t attends positions 0 .. positions[t], int32 and
     ascending; block_row int32 [P] lists the sequence's pages.
     """
-    nope = k_up.shape[2 if k_transposed else 1]
-    _check_weights(q, k_up, v_up, nope)
+    nope = _checked_nope(q, k_up, v_up, k_transposed)
     (tokens, heads, key_width), (_, value, latent) = q.shape, v_up.shape
     check_layer(layer, key_width - nope + latent, "mla_expanded")
     check_context(block_row[None, :], np.zeros_like(positions), positions, len(layer), "mla_expanded")
@@ -206,7 +205,8 @@ def mla_expanded(
     part = _part_tokens(tokens, heads, pool.threads)
     sizes = _scratch_sizes(latent, key_width - nope, key_width, value, part)
     a = np.zeros(SCORES_AT + 1, np.int64)
-    a[JOB], a[QUERY], a[POSITIONS] = _expanded_job.address, address(q), address(positions)
+    a[JOB], a[POSITIONS] = _expanded_job.address, address(positions)
+    a[QUERY], a[TOKEN_STRIDE], a[HEAD_STRIDE] = address(q), *q.strides[:2]
     a[TOKENS : SCALE + 1] = tokens, heads, key_width, nope, latent, value, bits(scale)
     a[K_UP : UP_STRIDE + 1] = address(k_up), k_transposed, address(v_up), v_up.shape[2]
     a[LAYER], a[KIND], a[ROW_BYTES] = address(layer), KINDS[layer.dtype], layer.strides[1]

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from .atomic import load_i64, store_i64
+from .control import NODES
 from .jit import entry
 from .matrix import COLUMNS, COUNT, FLAGS, FLOAT, ROWS, Matrix, address
 from .pool import Pool
 from .product import (
-    ARGUMENT_BYTES,
     PRODUCT_BYTES,
     PRODUCTS_JOB,
+    argument_bytes,
     column_bytes,
     column_space,
     describe,
@@ -58,7 +59,7 @@ def _linear(control, arguments):
     out, out_stride, work = load_i64(arguments + 56), load_i64(arguments + 64), load_i64(arguments + 72)
     heads, columns = load_i64(load_i64(matrices) + COUNT), load_i64(load_i64(matrices) + COLUMNS)
     pairs = heads * tokens
-    products = work + ARGUMENT_BYTES
+    products = work + argument_bytes(load_i64(control + NODES))
     sources = products + heads * count * PRODUCT_BYTES
     targets, results = sources + 8 * pairs, sources + 16 * pairs
     columns_at = (results + 8 * tokens + 63) & -64
@@ -88,7 +89,8 @@ def _multiply(pool: Pool, matrices: Sequence[Matrix], x: np.ndarray, head_stride
     if not out.size:
         return
     pairs = first.count * tokens
-    lists = ARGUMENT_BYTES + len(matrices) * first.count * PRODUCT_BYTES + 16 * pairs + 8 * tokens + 192
+    products = len(matrices) * first.count * PRODUCT_BYTES
+    lists = argument_bytes(len(pool.nodes)) + products + 16 * pairs + 8 * tokens + 192
     share = thread_bytes(1, *matrices)
     work = pool.scratch(lists + pairs * column_bytes(first.columns) + pool.threads * share)
     descriptors = np.array([w.address for w in matrices], np.int64)

@@ -137,13 +137,16 @@ class MLA:
     def attend_mixed(self, q, step: Step, layer) -> np.ndarray:
         """Long runs of one sequence expanded, the remaining tokens absorbed."""
         k_up, v_up = self.weights.attn_kv_b.expand(self.pool)
+        if len(step.runs) == 1 and not len(step.few):
+            return self.attend_expanded(q, k_up, v_up, step, layer, step.runs[0][0], step.positions)
         values = np.empty((len(q), self.heads, v_up.shape[1]), np.float32)
         for sequence, at in step.runs:
-            row, positions = step.block_table[sequence], step.positions[at]
-            values[at] = mla_expanded(
-                self.pool, q[at], k_up, v_up, layer, row, positions, self.scale, self.weights.attn_kv_b.k_transposed
-            )
+            values[at] = self.attend_expanded(q[at], k_up, v_up, step, layer, sequence, step.positions[at])
         if len(step.few):
             few = step.few
             values[few] = self.attend_absorbed(q[few], step, layer, step.sequence[few], step.positions[few])
         return values
+
+    def attend_expanded(self, q, k_up, v_up, step: Step, layer, sequence: int, positions) -> np.ndarray:
+        row, transposed = step.block_table[sequence], self.weights.attn_kv_b.k_transposed
+        return mla_expanded(self.pool, q, k_up, v_up, layer, row, positions, self.scale, transposed)

@@ -7,12 +7,12 @@ from statistics import median
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 
 from hetero import __version__
 from hetero.config import RunConfig
 from hetero.contest import Apart, Here
 from hetero.errors import RequestError, UnsupportedError
+from hetero.free_memory import free_memory
 from hetero.inspect import inspect_file
 from hetero.parts import PARTS
 from hetero.peer import llama_cpp
@@ -116,7 +116,7 @@ def _contestants(what: Bench, run: RunConfig) -> dict[str, Start]:
 
 def _without_room(starts: dict[str, Start], file_bytes: int) -> dict[str, str]:
     """Takes out variants of llama.cpp that the free memory would not hold; says why."""
-    free, left_out = psutil.virtual_memory().available, {}
+    free, left_out = free_memory(), {}
     for name in VARIANTS:
         if name in starts and FOOTPRINT[name] * file_bytes > free:
             needed = format_size(int(FOOTPRINT[name] * file_bytes))
@@ -156,7 +156,7 @@ def _measure(
     """All contestants at once where the memory holds them, else one at a time, loaded again for each turn."""
     turns = Turns(what, starts, ids, bar)
     needed = sum(FOOTPRINT[name] for name in starts) * file_bytes
-    if len(starts) == 1 or needed < psutil.virtual_memory().available:
+    if len(starts) == 1 or needed < free_memory():
         with _all_of(starts) as contestants:
             for phase in PHASES:
                 for _ in range(what.repeat):

@@ -15,7 +15,10 @@ from hetero.sampler import Sampler, Sampling
 from hetero.telemetry import Telemetry
 from hetero.weights import place_weights, read_ahead
 
-CHUNK = 512  # prompt tokens of one forward pass at most; prompts are cut at absolute multiples of it
+# Prompt tokens of one forward pass at most; prompts are cut at absolute multiples of it. Each chunk makes the keys and
+# values of all tokens before it anew: lite's attention over 4096 tokens takes 22 % less than in chunks of 512, and 30 %
+# less in chunks of 2048 (one Zen 4 core); but logits of every token, where they are asked for, grow with it.
+CHUNK = 1024
 
 
 class Engine:

@@ -108,8 +108,9 @@ class Model:
     def step(self, batch: Batch) -> Step:
         pages = batch.block_table[batch.sequence, batch.positions // PAGE]
         cos, sin = rotations(self.frequencies, batch.positions)
-        counts = np.bincount(batch.sequence, minlength=len(batch.block_table))
-        many = np.flatnonzero(counts > self.absorbed_limit)
+        runs: list[int] = []  # sequences with so many tokens that expanded attention is faster
+        if len(batch.ids) > self.absorbed_limit:
+            runs = np.flatnonzero(np.bincount(batch.sequence) > self.absorbed_limit).tolist()
         return Step(
             positions=batch.positions,
             sequence=batch.sequence,
@@ -117,6 +118,6 @@ class Model:
             slots=pages.astype(np.int64) * PAGE + batch.positions % PAGE,
             cos=cos,
             sin=sin,
-            runs=tuple((int(s), np.flatnonzero(batch.sequence == s)) for s in many),
-            few=np.flatnonzero(~np.isin(batch.sequence, many)),
+            runs=tuple((s, np.flatnonzero(batch.sequence == s)) for s in runs),
+            few=np.flatnonzero(~np.isin(batch.sequence, runs)) if runs else np.arange(len(batch.ids)),
         )

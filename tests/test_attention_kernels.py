@@ -202,6 +202,15 @@ def test_expanded_of_many_shapes(pool, heads, latent, rope, nope, value, transpo
     close(found, reference.mla_expanded(q, k_up, v_up, layer, table[0], positions, 0.1))
 
 
+def test_expanded_of_strided_queries(pool):
+    layer, table = cached("f16", [100], 32, 8)
+    positions, up = np.arange(50, 100, dtype=np.int32), up_weights(3, 16, 16, 32)
+    wide = normal(21, 50, 3, 30)
+    q = wide[:, :, 6:]
+    expected = mla_expanded(pool, q.copy(), *up, layer, table[0], positions, 0.2)
+    np.testing.assert_array_equal(mla_expanded(pool, q, *up, layer, table[0], positions, 0.2), expected)
+
+
 def test_expanded_in_parts_of_the_queries(pool, monkeypatch):
     layer, table = cached("f32", [300], 32, 8)
     positions, q, up = np.arange(300, dtype=np.int32), normal(9, 300, 2, 24), up_weights(2, 16, 16, 32)

@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def free_memory(monkeypatch: pytest.MonkeyPatch, files: float) -> None:
     """So many times the demo model."""
     free = int(files * demo.path().stat().st_size)
-    monkeypatch.setattr(bench.psutil, "virtual_memory", lambda: SimpleNamespace(available=free, total=free))
+    monkeypatch.setattr(bench, "free_memory", lambda: free)
 
 
 def test_document(calls: list[tuple[Any, ...]]) -> None:

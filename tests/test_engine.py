@@ -165,7 +165,7 @@ def test_an_answer_left_half_way_is_a_prefix_of_the_next_prompt(engine: Engine, 
     ("ids", "message"),
     [
         ([], "an empty prompt; at least one token"),
-        ([0] * (3 * CHUNK + 1), "the prompt has 1537 tokens; the context holds 1536"),
+        ([0] * (3 * CHUNK + 1), f"the prompt has {3 * CHUNK + 1} tokens; the context holds {3 * CHUNK}"),
         ([0, -1], "token id -1; the vocabulary has ids 0 to 15"),
         ([16, 0], "token id 16; the vocabulary"),
     ],

@@ -185,6 +185,7 @@ def test_impossible_experts_are_refused(pool, rng, changes, message):
 
 def test_impossible_products_are_refused(pool, rng):
     matrix, heads = (Matrix(random_weights("Q8_0", shape, rng), "Q8_0", 64) for shape in ((3, 64), (2, 3, 64)))
+    squares = Matrix(random_weights("Q8_0", (2, 64, 64), rng), "Q8_0", 64)
     x = np.ones((2, 64), np.float32)
     for call, message in [
         (lambda: linear(pool, matrix, x.astype(np.float64)), "x is float64"),
@@ -195,7 +196,7 @@ def test_impossible_products_are_refused(pool, rng):
         (lambda: linear(pool, heads, x), "this tensor has 2"),
         (lambda: linear_heads(pool, heads, x[:, None]), r"needed is float32\[2, 2, 64\]"),
         (lambda: linear_heads_transposed(pool, heads, x[:, None]), r"needed is float32\[2, 2, 3\]"),
-        (lambda: ffn(pool, (heads, heads, heads), x), "ffn takes one matrix each"),
+        (lambda: ffn(pool, (squares, squares, squares), x), "ffn takes one matrix each"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
