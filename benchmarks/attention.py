@@ -1,9 +1,9 @@
-"""GFLOP/s of latent attention: absorbed at one token (decode), expanded at 512 (prefill).
+"""GFLOP/s of latent attention under the rate of fused multiply-adds: absorbed at one token, expanded in long chunks.
 
-python -m benchmarks.attention [--threads 1,2] [--depth 4096] [--repeat 7]
+python -m benchmarks.attention [--threads 1,2] [--depths 64,256,1024,4096,16384] [--prefill 4096] [--seconds 1]
 
-Each line stands under its ceiling: the register tiles alone on the same threads, measured between the runs, because a
-shared machine drifts. One JSON document with everything comes last, on stdout; the table goes to stderr.
+Each line stands under its ceiling: multiply-adds on registers alone, on the same threads, in turns with the runs,
+because a shared machine drifts. One JSON document with everything comes last, on stdout; the table goes to stderr.
 """
 
 import argparse
@@ -11,40 +11,57 @@ import json
 import sys
 from collections.abc import Callable
 from statistics import median
-from time import perf_counter
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
+from benchmarks.setting import setting
+from benchmarks.turns import QUIET, Contender, take_turns
 from cpu_kernels import Pool, cache_layer, mla_absorbed, mla_expanded, write_cache
 from cpu_kernels.atomic import load_i64
-from cpu_kernels.gemm import multiply_transposed, row_stride
+from cpu_kernels.gemm import LANES
 from cpu_kernels.jit import job
+from cpu_kernels.memory import f32_at
+from cpu_kernels.vector import call
 
 MODELS = {"DeepSeek-V3": 128, "lite": 16}  # heads
 LATENT, ROPE, NOPE, VALUE = 512, 64, 128, 128
-PROMPT = 512
-TILE_ROWS, TILE_COLUMNS, TILE_REPEATS = 32, 64, 200
+CHUNK = 1024  # tokens of the prompt in one call
+ROUNDS, SUMS = 200_000, 12  # of the ceiling: 12 sums in registers hide the latency of a multiply-add
+
+
+@intrinsic
+def multiply_adds(typing, rounds):
+    """`rounds` times SUMS vector multiply-adds, none of which waits for another."""
+
+    def codegen(context, builder, signature, arguments):
+        vector = ir.VectorType(ir.FloatType(), LANES)
+        factor = ir.Constant(vector, [0.5] * LANES)
+        slots = [cgutils.alloca_once_value(builder, ir.Constant(vector, [float(i)] * LANES)) for i in range(SUMS)]
+        with cgutils.for_range(builder, arguments[0]):
+            for slot in slots:
+                value = builder.load(slot, typ=vector)
+                builder.store(call(builder, f"llvm.fma.v{LANES}f32", vector, value, factor, factor), slot)
+        total = builder.load(slots[0], typ=vector)
+        for slot in slots[1:]:
+            total = builder.fadd(total, builder.load(slot, typ=vector))
+        return builder.extract_element(total, ir.IntType(32)(0))
+
+    return types.float32(types.int64), codegen
 
 
 @job
-def _tiles(arguments, thread, threads):
-    """Products whose operands stay in the second-level cache, each thread on its own memory."""
-    mine = thread * load_i64(arguments + 24)
-    q, k, s = load_i64(arguments) + mine, load_i64(arguments + 8) + mine, load_i64(arguments + 16) + mine
-    stride = row_stride(LATENT + ROPE)
-    for _ in range(TILE_REPEATS):
-        multiply_transposed(q, stride, k, stride, s, row_stride(TILE_COLUMNS), TILE_ROWS, TILE_COLUMNS, LATENT + ROPE)
+def _ceiling(arguments, thread, threads):
+    f32_at(load_i64(arguments) + 64 * thread)[0] = multiply_adds(ROUNDS)
 
 
-def tile_speed(pool: Pool) -> float:
-    """FLOP/s of the register tiles on all threads of the pool."""
-    size = 4 * TILE_COLUMNS * int(row_stride(LATENT + ROPE))  # bytes, enough for each of the three operands
-    memory = np.zeros((3, pool.threads, size // 4), np.float32)
-    arguments = np.array([*(part.ctypes.data for part in memory), size], np.int64)
-    start = perf_counter()
-    pool.run(_tiles.address, arguments)
-    seconds = perf_counter() - start
-    return 2 * pool.threads * TILE_REPEATS * TILE_ROWS * TILE_COLUMNS * (LATENT + ROPE) / seconds
+def multiply_adds_of(pool: Pool) -> None:
+    """ROUNDS on every thread of the pool."""
+    out = np.zeros((pool.threads, 16), np.float32)
+    pool.run(_ceiling.address, np.array([out.ctypes.data], np.int64))
 
 
 def filled_layer(pool: Pool, depth: int, kv: str) -> tuple[np.ndarray, np.ndarray]:
@@ -67,60 +84,64 @@ def decode(pool: Pool, heads: int, depth: int, kv: str) -> tuple[Callable[[], ob
 
 
 def prefill(pool: Pool, heads: int, depth: int, kv: str) -> tuple[Callable[[], object], int]:
-    """The last PROMPT tokens of `depth`."""
+    """The last CHUNK tokens of `depth`."""
     layer, table = filled_layer(pool, depth, kv)
     rng = np.random.default_rng(2)
-    q = rng.standard_normal((PROMPT, heads, NOPE + ROPE), dtype=np.float32)
+    q = rng.standard_normal((CHUNK, heads, NOPE + ROPE), dtype=np.float32)
     k_up, v_up = (rng.standard_normal((heads, rows, LATENT), dtype=np.float32) * 0.04 for rows in (NOPE, VALUE))
-    positions = np.arange(depth - PROMPT, depth, dtype=np.int32)
-    pairs = int(positions.sum()) + PROMPT  # of a query and a key that it sees
+    positions = np.arange(depth - CHUNK, depth, dtype=np.int32)
+    pairs = int(positions.sum()) + CHUNK  # of a query and a key that it sees
     flops = 2 * heads * (depth * LATENT * (NOPE + VALUE) + pairs * (NOPE + ROPE + VALUE))
     return lambda: mla_expanded(pool, q, k_up, v_up, layer, table[0], positions, 0.07), flops
 
 
-def measure(pool: Pool, run: Callable[[], object], repeat: int) -> tuple[list[float], list[float]]:
-    """Seconds of the runs, and FLOP/s of the tiles beside each."""
-    run()
-    seconds, ceilings = [], []
-    for _ in range(repeat):
-        start = perf_counter()
-        run()
-        seconds.append(perf_counter() - start)
-        ceilings.append(tile_speed(pool))
-    return seconds, ceilings
+def measure(pool: Pool, run: Callable[[], object], flops: int, seconds: float) -> dict[str, object]:
+    multiply = 2 * pool.threads * ROUNDS * SUMS * LANES
+    rounds = take_turns({"attention": Contender(run), "ceiling": Contender(lambda: multiply_adds_of(pool))}, seconds)
+    times, ceilings = rounds.times["attention"], [multiply / taken for taken in rounds.times["ceiling"]]
+    return {
+        "milliseconds": median(times) * 1e3,
+        "gflops": flops / median(times) / 1e9,
+        "gflops_best": flops / min(times) / 1e9,
+        "gflops_ceiling": median(ceilings) / 1e9,
+        "share_of_ceiling": median(flops / taken / rate for taken, rate in zip(times, ceilings, strict=True)),
+        "rounds": len(times),
+        "rounds_dropped": rounds.dropped,
+        "waited": rounds.waited,
+    }
 
 
-def report(result: dict[str, object], flops: int, seconds: list[float], ceilings: list[float]) -> dict[str, object]:
-    speed, best, ceiling = flops / median(seconds) / 1e9, flops / min(seconds) / 1e9, median(ceilings) / 1e9
-    print(
-        f"{result['part']:8} {result['model']:12} kv={result['kv']:5} depth {result['depth']:6} "
-        f"{result['threads']} threads  ceiling {ceiling:6.1f}  median {speed:6.1f} ({speed / ceiling:4.0%})  "
-        f"best {best:6.1f} GFLOP/s  {median(seconds) * 1e3:8.2f} ms",
-        file=sys.stderr,
+def line(case: dict[str, object]) -> str:
+    doubt = f"  (threads waited {case['waited']:.0%})" if case["waited"] > QUIET else ""
+    return (
+        f"{case['part']:8} {case['model']:12} kv={case['kv']:5} depth {case['depth']:6} {case['threads']} threads  "
+        f"{case['milliseconds']:8.2f} ms  {case['gflops']:6.1f} GFLOP/s  "
+        f"{case['share_of_ceiling']:4.0%} of {case['gflops_ceiling']:.1f}{doubt}"
     )
-    milliseconds = median(seconds) * 1e3
-    return result | {"gflops": speed, "gflops_best": best, "gflops_ceiling": ceiling, "milliseconds": milliseconds}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--depth", type=int, default=4096)
-    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--depths", default="64,256,1024,4096,16384", help="of one decoded token")
+    parser.add_argument("--prefill", type=int, default=4096, help="depth of the last chunk of a prompt; 0: none")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each case, at least")
     options = parser.parse_args()
-    if options.depth < PROMPT:
-        parser.error(f"--depth {options.depth} is less than the {PROMPT} tokens of the prompt")
+    if 0 < options.prefill < CHUNK:
+        parser.error(f"--prefill {options.prefill} is less than the {CHUNK} tokens of a chunk")
+    cases = [("decode", kv, int(depth)) for kv in ("f16", "q8_0") for depth in options.depths.split(",")]
+    if options.prefill:
+        cases.append(("prefill", "f16", options.prefill))
     results = []
     for threads in map(int, options.threads.split(",")):
         with Pool(threads) as pool:
             for model, heads in MODELS.items():
-                for part, make, kvs in (("decode", decode, ("f16", "q8_0", "f32")), ("prefill", prefill, ("f16",))):
-                    for kv in kvs:
-                        run, flops = make(pool, heads, options.depth, kv)
-                        seconds, ceilings = measure(pool, run, options.repeat if part == "decode" else 2)
-                        case = {"part": part, "model": model, "kv": kv, "depth": options.depth, "threads": threads}
-                        results.append(report(case, flops, seconds, ceilings))
-    print(json.dumps(results, indent=1))
+                for part, kv, depth in cases:
+                    run, flops = (decode if part == "decode" else prefill)(pool, heads, depth, kv)
+                    case = {"part": part, "model": model, "kv": kv, "depth": depth, "threads": threads}
+                    results.append(case | measure(pool, run, flops, options.seconds))
+                    print(line(results[-1]), file=sys.stderr)
+    print(json.dumps(setting() | {"results": results}, indent=1))
 
 
 if __name__ == "__main__":
