@@ -80,14 +80,15 @@ def _interleave_unit(unit, buffer, work):
     start = buffer - load_i64(unit + OFFSET) + load_i64(unit + ORIGIN)
     rows, stride = load_i64(matrix + descriptor.ROWS), load_i64(matrix + descriptor.ROW_STRIDE)
     blocks, block_bytes = load_i64(matrix + descriptor.BLOCKS), load_i64(matrix + descriptor.BLOCK_BYTES)
-    half, target = load_i64(matrix + descriptor.HALF), load_i64(unit + TARGET)
+    half, order = load_i64(matrix + descriptor.HALF), load_i64(matrix + descriptor.ORDER)
+    target = load_i64(unit + TARGET)
     in_matrix = (rows + LANES - 1) // LANES
     for i in range(load_i64(unit + GROUPS)):
         first = start + (group + i) // in_matrix * load_i64(matrix + descriptor.MATRIX_STRIDE)
         row = (group + i) % in_matrix * LANES
         for r in range(LANES):
             store_i64(work + 8 * r, first + min(row + r, rows - 1) * stride)
-        interleave_group(work, blocks, block_bytes, half, target + i * LANES * blocks * block_bytes)
+        interleave_group(work, blocks, block_bytes, half, order, target + i * LANES * blocks * block_bytes)
 
 
 @job
