@@ -57,7 +57,7 @@ class _Columns:
         return [self._load(total) for total in self.totals]
 
 
-def _emit_columns(builder, form: type[FloatFormat], columns: int, arguments) -> None:
+def emit_columns(builder, form: type[FloatFormat], columns: int, arguments) -> None:
     weights, groups, values, x_list, y_list, y_offset = arguments
     xs = [Memory(builder, (Memory(builder, x_list) + 8 * c).load(I64).value) for c in range(columns)]
     ys = [Memory(builder, (Memory(builder, y_list) + 8 * c).load(I64).value).moved(y_offset) for c in range(columns)]
@@ -87,7 +87,7 @@ def float_multiplier(form: type[FloatFormat]) -> Any:
                 case = builder.append_basic_block(f"columns{columns}")
                 switch.add_case(I64(columns), case)
                 builder.position_at_end(case)
-                _emit_columns(builder, form, columns, [*a[:3], *a[4:]])
+                emit_columns(builder, form, columns, [*a[:3], *a[4:]])
                 builder.branch(end)
             builder.position_at_end(end)
             return context.get_dummy_value()

@@ -127,30 +127,27 @@ class _Group:
             for column, record in enumerate(records):
                 self.finish([s[column] for s in sums], scales, negative, record, column)
 
-    def dots(self, form: Format, b: int, part: int, records: list[Memory]) -> list[Any]:
-        """Accumulators of each column for the words that share scale `part`."""
+    def dots(self, form: Format, b: int, part: int, records: list[Memory]) -> list[Lanes]:
+        """Each column's dot products for the words that share scale `part`."""
         count = 8 // form.SCALES
-        accumulators = [self.machine.zero() for _ in records]
+        accumulators = self.machine.zeros(len(records))
         for word in range(part * count, (part + 1) * count):
             codes = form.codes(b, word)
             if form.SIGNED and not MACHINE.SIGNED:
                 codes = codes ^ 0x80
-            accumulators = [
-                self.machine.add(accumulator, codes, (record + (CODES + 4 * word)).splat(I32, LANES).bytes())
-                for accumulator, record in zip(accumulators, records, strict=True)
-            ]
-            accumulators = self.machine.pin(accumulators)
-        return accumulators
+            xs = [record + (CODES + 4 * word) for record in records]
+            accumulators = self.machine.multiply(accumulators, codes, xs)
+        return self.machine.totals(accumulators)
 
-    def finish(self, sums, scales, negative, record: Memory, column: int) -> None:
-        value = self.machine.total(sums[0]).real() * scales[0]
+    def finish(self, sums: list[Lanes], scales, negative, record: Memory, column: int) -> None:
+        value = sums[0].real() * scales[0]
         if len(sums) == 2:
-            value = self.machine.total(sums[1]).real().fma(scales[1], value)
+            value = sums[1].real().fma(scales[1], value)
         total = value.fma((record + SCALE).splat(F32, LANES), self.total(column))
         fields = [SUM] if len(negative) == 1 else [SUM_LOW, SUM_HIGH]
         for minimum, field in zip(negative, fields, strict=False):
             total = minimum.fma((record + field).splat(F32, LANES), total)
-        self.builder.store(total.value, self.totals[column])
+        self.builder.store(self.machine.settle(total).value, self.totals[column])
 
 
 def _planes(builder, form: type[Format], weights, blocks, block):
@@ -167,7 +164,7 @@ def _fetch_halves(builder, weights, blocks) -> None:
         Memory(builder, weights).moved(builder.mul(line.index, I64(64))).prefetch()
 
 
-def _emit_columns(builder, form: type[Format], columns: int, arguments) -> None:
+def emit_columns(builder, form: type[Format], columns: int, arguments) -> None:
     weights, groups, blocks, x_list, y_list, y_offset = arguments
     xs = [Memory(builder, (Memory(builder, x_list) + 8 * c).load(I64).value) for c in range(columns)]
     ys = [Memory(builder, (Memory(builder, y_list) + 8 * c).load(I64).value).moved(y_offset) for c in range(columns)]
@@ -204,7 +201,7 @@ def multiplier(form: type[Format]) -> Any:
                 case = builder.append_basic_block(f"columns{columns}")
                 switch.add_case(I64(columns), case)
                 builder.position_at_end(case)
-                _emit_columns(builder, form, columns, arguments)
+                emit_columns(builder, form, columns, arguments)
                 builder.branch(end)
             builder.position_at_end(end)
             return context.get_dummy_value()

@@ -16,6 +16,8 @@ from ..tile import Format
 from . import codebook_memory, codebook_registers
 from .codebook_fields import Words
 
+_DECODING: Any = codebook_registers if codebook_registers.POSSIBLE else codebook_memory
+
 
 def codebook(type: str, factor: int = 1) -> np.ndarray:
     """int64 [entries, 8 or 4]: the values of a format of the gguf package, `factor` times."""
@@ -30,12 +32,11 @@ class Codebook(Format):
     VALUES, BITS, OFFSET = 256, 7, 64
     GRID: ClassVar[np.ndarray]  # int64 [entries, 8 or 4], magnitudes (IQ1: values)
     UNIT: ClassVar[float]
-    IN_REGISTERS: ClassVar[bool] = codebook_registers.POSSIBLE
 
     def decode(self):
         self.fields = Words(self._words)
         self.d = self.unit_scale()
-        self.decoder = (codebook_registers if self.IN_REGISTERS else codebook_memory).Decoder(self)
+        self.decoder = _DECODING.Decoder(self)
 
     def unit_scale(self) -> Lanes:
         return self.half().real_from_f16() * self.UNIT
@@ -59,9 +60,10 @@ class Codebook(Format):
     @classmethod
     def signed(cls, entries: Lanes, signs: Lanes, word: int) -> Lanes:
         """Entries (OFFSET + magnitude) of 4 values for each row, and their signs -> codes."""
-        negative = codebook_registers.negative if cls.IN_REGISTERS else codebook_memory.negative
         flipped = entries.constant(2 * cls.OFFSET) - entries
-        return Lanes(entries.builder, entries.builder.select(negative(signs, word), flipped.value, entries.value))
+        return Lanes(
+            entries.builder, entries.builder.select(_DECODING.negative(signs, word), flipped.value, entries.value)
+        )
 
 
 def even(sevens: Lanes) -> Lanes:

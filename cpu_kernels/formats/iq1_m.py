@@ -13,7 +13,7 @@ from .codebook_fields import spread
 
 class IQ1_M(Codebook):
     BYTES, UNIT, SCALES = 56, 0.125, 2
-    BITS, OFFSET, IN_REGISTERS = 5, 16, False
+    BITS, OFFSET = 5, 16
     GRID = codebook("IQ1_M", 8)
 
     def unit_scale(self):

@@ -11,7 +11,7 @@ from .codebook_fields import spread
 
 class IQ1_S(Codebook):
     BYTES, HALF, UNIT = 50, 0, 0.125
-    BITS, OFFSET, IN_REGISTERS = 5, 16, False
+    BITS, OFFSET = 5, 16
     GRID = codebook("IQ1_S", 8)
 
     @classmethod

@@ -1,0 +1,273 @@
+"""Each instruction set's kernels: chosen by flags, made of the intended instructions, their registers kept, exact.
+
+What cannot run here is compiled for its own CPU and its assembly read; ARM's arithmetic runs with the instructions
+spelled out in plain LLVM IR.
+"""
+
+import ctypes
+import importlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from llvmlite import ir
+
+from cpu_kernels import floats, lanes, tile
+from cpu_kernels.cpu import FEATURES, HALF, KNOWN, has_avx2, has_vnni
+from cpu_kernels.lanes import I8, I32, I64, Lanes, vector
+from cpu_kernels.machine import machine_for
+from cpu_kernels.machines import arm
+from cpu_kernels.machines.arm import NeonDot, NeonI8mm
+from cpu_kernels.machines.generic import Generic
+from cpu_kernels.machines.x86 import Avx2, Vnni256, Vnni512
+
+from .random_weights import random_weights, values_of
+
+LINUX, ARM, MAC = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "arm64-apple-macosx"
+# CPU: (machine, triple, its multiply, how many make one step of a column (64 products; two steps for smmla)).
+TARGETS: dict[str, tuple[Any, str, str, int]] = {
+    "haswell": (Avx2, LINUX, r"vpmaddubsw\s.*%ymm", 2),
+    "znver4": (Vnni512, LINUX, r"vpdpbusd\s.*\{1to16\}, %zmm", 1),
+    "alderlake": (Vnni256, LINUX, r"\{vex\}\s+vpdpbusd\s.*%ymm", 2),
+    "sapphirerapids": (Vnni512, LINUX, r"vpdpbusd\s.*\{1to16\}, %zmm", 1),
+    "neoverse-n1": (NeonDot, ARM, r"sdot\s+v\d+\.4s, v\d+\.16b", 4),
+    "neoverse-v1": (NeonI8mm, ARM, r"s(dot|mmla)\s+v\d+\.4s, v\d+\.16b", 4),
+    "apple-m1": (NeonDot, MAC, r"sdot\.4s", 4),
+    "apple-m2": (NeonI8mm, MAC, r"s(dot|mmla)\.4s", 4),
+    "x86-64": (Generic, LINUX, r"pmaddwd\s.*%xmm", 0),
+    "cortex-a53": (Generic, ARM, r"smull2?\s+v", 0),
+}
+COMMON = ["haswell", "znver4"]  # the two kinds of PC; the others: pytest -m soak
+OTHERS = [name for name in TARGETS if name not in COMMON]
+QUANTIZED, FLOATS = ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS"], ["F32", "BF16", "F16"]
+
+# Vector loads and stores of the stack in the innermost loop, a block's, by columns, at most; 0 where not listed.
+# With 16 registers of 32 bytes four columns' float32 totals (8) cannot stay while 8 sums are being made: they, and the
+# first half of Q6_K's sums, are stored and read as operands once for each 32 values. The rest is what a block of 256
+# decodes once: d, dmin and scales. LLVM's register allocation decides the exact number: a tenth more is let pass.
+SPILLS: dict[tuple[str, str], dict[int, int]] = {
+    ("haswell", "Q4_K"): {1: 67, 2: 98, 4: 234},
+    ("haswell", "Q6_K"): {1: 19, 2: 138, 4: 412},
+    ("haswell", "Q8_0"): {2: 2, 4: 32},
+    ("haswell", "IQ4_XS"): {1: 101, 2: 124, 4: 259},
+    ("alderlake", "Q4_K"): {1: 31, 2: 75, 4: 177},
+    ("alderlake", "Q6_K"): {2: 52, 4: 278},
+    ("alderlake", "Q8_0"): {4: 8},
+    ("alderlake", "IQ4_XS"): {1: 59, 2: 77, 4: 153},
+}
+# On ARM a vector of 16 rows is four registers: four columns' totals take 16 of 32, their sums the rest.
+ARM_SPILLS = {
+    "Q4_K": {1: 40, 2: 140, 4: 300},
+    "Q6_K": {2: 250, 4: 560},
+    "Q8_0": {4: 24},
+    "IQ4_XS": {1: 60, 2: 200, 4: 420},
+}
+
+
+def load_format(name: str) -> Any:
+    return importlib.import_module(f"cpu_kernels.formats.{name.lower()}").FORMAT
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the emitters emit for a machine; `half`: it converts float16 by an instruction."""
+
+    def set_machine(machine: Any, half: bool) -> None:
+        monkeypatch.setattr(tile, "MACHINE", machine)
+        monkeypatch.setattr(floats, "MACHINE", machine)
+        monkeypatch.setattr(lanes, "HALF", half)
+
+    return set_machine
+
+
+def emit(form: Any, columns: int, triple: str) -> str:
+    """The IR of multiply(weights, groups, blocks, x_list, y_list, y_offset) for one tile width."""
+    module = ir.Module()
+    module.triple = triple
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 6), "multiply")
+    builder = ir.IRBuilder(function.append_basic_block())
+    emitter = floats if issubclass(form, floats.FloatFormat) else tile
+    emitter.emit_columns(builder, form, columns, list(function.args))
+    builder.ret_void()
+    return str(module)
+
+
+def optimize(text: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
+    module = llvm.parse_assembly(text)
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(module, passes)
+    return module
+
+
+def assembly(form: Any, columns: int, cpu: str) -> str:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    triple = TARGETS[cpu][1]
+    target = llvm.Target.from_triple(triple)
+    machine = target.create_target_machine(cpu=cpu, opt=3, reloc="pic", codemodel="default")
+    return machine.emit_assembly(optimize(emit(form, columns, triple), machine))
+
+
+def innermost_loops(text: str) -> Iterator[list[str]]:
+    """Instructions between a label and the last jump back to it, where no other loop lies within."""
+    lines = [line.split("\t#")[0].rstrip() for line in text.splitlines()]
+    labels = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.?LBB\w+:", line)}
+    jumps = ((i, re.search(r"^\s+(?:j|b|cb|tb)\S*\s.*?(\.?LBB\w+)", line)) for i, line in enumerate(lines))
+    spans = [(labels[jump[1]], i) for i, jump in jumps if jump and labels.get(jump[1], i) < i]
+    for first, last in spans:
+        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in spans):
+            yield lines[first : last + 1]
+
+
+def spills(loop: list[str]) -> int:
+    """Instructions with both a vector register and an address on the stack."""
+    return sum(1 for line in loop if re.search(r"%[xyz]mm.*\(%rsp|\(%rsp.*%[xyz]mm|\b[qdv]\d.*\[sp", line))
+
+
+def check_code(name: str, cpu: str, use: Any) -> None:
+    machine, _, multiply, registers = TARGETS[cpu]
+    form = load_format(name)
+    use(machine, half=cpu != "x86-64")
+    allowed = ARM_SPILLS.get(name, {}) if machine in (NeonDot, NeonI8mm) else SPILLS.get((cpu, name), {})
+    for columns in machine.COLUMNS:
+        loops = list(innermost_loops(assembly(form, columns, cpu)))
+        if name in FLOATS:
+            multiplies = sum(
+                bool(re.search(r"vf?n?madd\d+ps|fmla|mulps|fmaf", line)) for loop in loops for line in loop
+            )
+            assert multiplies or machine is Generic, (columns, "no multiplications in the loops")
+        else:
+            found = sum(bool(re.search(multiply, line)) for loop in loops for line in loop)
+            steps = form.VALUES // 4 * columns
+            pairs = 2 if machine is NeonI8mm and columns % 2 == 0 else 1
+            assert found and found % (steps * registers // pairs or 1) == 0, (columns, found)
+        most = allowed.get(columns, 0)
+        if machine is not Generic:
+            assert max(map(spills, loops)) <= most + most // 10, (columns, [spills(loop) for loop in loops])
+
+
+@pytest.mark.parametrize("name", [*QUANTIZED, *FLOATS])
+@pytest.mark.parametrize("cpu", COMMON)
+def test_common_cpus_run_the_intended_instructions(name: str, cpu: str, use: Any) -> None:
+    check_code(name, cpu, use)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", [*QUANTIZED, *FLOATS])
+@pytest.mark.parametrize("cpu", OTHERS)
+def test_other_cpus_run_the_intended_instructions(name: str, cpu: str, use: Any) -> None:
+    check_code(name, cpu, use)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q5_K", "IQ4_NL"])
+def test_avx512_keeps_every_accumulator_in_a_register(name: str, use: Any) -> None:
+    check_code(name, "znver4", use)
+
+
+def test_smmla_halves_the_multiplications_of_paired_columns(use: Any) -> None:
+    use(NeonI8mm, half=True)
+    text = assembly(load_format("Q8_0"), 4, "neoverse-v1")
+    assert len(re.findall(r"\bsmmla\b", text)) == 64 and "sdot" not in text  # 8 words x 4 registers x 4 columns / 2
+
+
+@pytest.mark.parametrize(
+    ("cpu", "machine"), [(cpu, TARGETS[cpu][0]) for cpu in TARGETS if cpu in KNOWN] + [("znver3", Avx2)]
+)
+def test_flags_choose_the_machine(cpu: str, machine: Any) -> None:
+    assert machine_for(KNOWN[cpu]) is machine
+
+
+def test_a_missing_flag_falls_back() -> None:
+    assert machine_for(frozenset()) is Generic
+    assert machine_for(KNOWN["znver4"] - {"avx512vnni"}) is Avx2
+    assert machine_for(KNOWN["znver4"] - {"avx512bw"}) is Vnni256
+    assert machine_for(KNOWN["haswell"] - {"fma"}) is Generic
+    assert machine_for(KNOWN["neoverse-v1"] - {"i8mm"}) is NeonDot
+
+
+def plain_arm(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """`sdot`, `smmla` and `tbl` from additions, multiplications and shuffles."""
+    a, b = (Lanes(builder, value) for value in arguments[-2:])
+    if ".tbl1." in name:
+        out = Lanes(builder, ir.Constant(vector(I8, 16), ir.Undefined))
+        for i in range(16):
+            entry = builder.extract_element(a.value, builder.extract_element(b.value, I32(i)))
+            out = Lanes(builder, builder.insert_element(out.value, entry, I32(i)))
+        return out.value
+    if ".smmla." in name:  # row r, column c at 2r + c
+        a, b = a.pick([8 * r + i for r in (0, 0, 1, 1) for i in range(8)]), b.pick([*range(16), *range(16)])
+    products = a.widen(I32, signed=True) * b.widen(I32, signed=True)
+    while products.count > 4:
+        halves = (range(0, products.count, 2), range(1, products.count, 2))
+        products = products.pick(halves[0]) + products.pick(halves[1])
+    return (Lanes(builder, arguments[0]) + products).value
+
+
+def runnable() -> list[Any]:
+    here = [Generic, NeonDot, NeonI8mm]
+    return here + [m for m, has in ((Avx2, has_avx2(FEATURES)), (Vnni256, has_vnni(FEATURES))) if has]
+
+
+def interleaved(raw: np.ndarray, form: Any) -> np.ndarray:
+    """uint8 [16, bytes of a row] -> a group of the x16 layout, 64-byte aligned."""
+    rows = raw.reshape(16, -1, form.BYTES)
+    words, halves = rows, rows[:, :, :0]
+    if form.HALF is not None:
+        words, halves = np.delete(rows, [form.HALF, form.HALF + 1], axis=2), rows[:, :, form.HALF : form.HALF + 2]
+    plane = words.reshape(16, words.shape[1], -1, 4).transpose(1, 2, 0, 3)
+    return np.concatenate([plane.reshape(-1), halves.transpose(1, 0, 2).reshape(-1)])
+
+
+def quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [K] -> the column's records (activation.py) and the float64 values that they stand for."""
+    blocks = x.reshape(-1, 32)
+    scale = np.abs(blocks).max(axis=1) / np.float32(127)
+    codes = np.rint(blocks / scale[:, None]).astype(np.int8)
+    low, high = codes[:, :16].sum(axis=1), codes[:, 16:].sum(axis=1)
+    fields = np.stack([scale, scale * low, scale * high, scale * (low + high)], axis=1).astype(np.float32)
+    records = np.concatenate([codes.view(np.uint8), fields.view(np.uint8)], axis=1)
+    return np.ascontiguousarray(records), (codes * scale[:, None].astype(np.float64)).reshape(-1)
+
+
+SOAK = pytest.mark.soak  # a minute to compile without byte instructions
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", *(pytest.param(n, marks=SOAK) for n in ("Q4_K", "Q6_K", "IQ4_XS"))])
+@pytest.mark.parametrize("machine", runnable(), ids=lambda machine: machine.__name__)
+def test_every_machine_multiplies_exactly(machine: Any, name: str, use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against float64; and a column has the same bits in every tile width."""
+    if machine in (NeonDot, NeonI8mm):
+        monkeypatch.setattr(arm, "call", plain_arm)
+        monkeypatch.setattr(NeonDot, "_tied", lambda self, values: list(values))
+    use(machine, HALF)
+    form, rng = load_format(name), np.random.default_rng(5)
+    raw = random_weights(name, (16, 512), rng, 0.05)
+    group = interleaved(raw, form)
+    columns = [quantized(rng.standard_normal(512).astype(np.float32)) for _ in range(machine.COLUMNS[-1])]
+    x_list = np.array([records.ctypes.data for records, _ in columns])
+    weights = values_of(raw, name).astype(np.float64)
+    first = None
+    for count in machine.COLUMNS:
+        y = np.zeros((count, 16), np.float32)
+        y_list = np.array([row.ctypes.data for row in y])
+        run(emit(form, count, llvm.get_process_triple()), group, 512 // form.VALUES, x_list, y_list)
+        exact = np.stack([x @ weights.T for _, x in columns[:count]])
+        np.testing.assert_allclose(y, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
+        first = y[0].copy() if first is None else first
+        assert y[0].tobytes() == first.tobytes()
+
+
+def run(text: str, group: np.ndarray, blocks: int, x_list: np.ndarray, y_list: np.ndarray) -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    features = llvm.get_host_cpu_features().flatten()
+    host = llvm.Target.from_default_triple()
+    machine = host.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=1, jit=True)
+    engine = llvm.create_mcjit_compiler(optimize(text, machine), machine)
+    engine.finalize_object()
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(engine.get_function_address("multiply"))
+    function(group.ctypes.data, 1, blocks, x_list.ctypes.data, y_list.ctypes.data, 0)
