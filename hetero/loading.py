@@ -59,10 +59,10 @@ def load(
         from hetero.engine import Engine  # here: naming the kernels compiles them
 
         pool = undo.enter_context(Pool(run.threads))
-        with file_faults(file):
+        with file_faults(weights):
             file.tensors = weights.tensors(pool, report)
-            engine = Engine(file, config, run, cache, pool)
             report(kernels, 0, 0)
+            engine = Engine(file, config, run, cache, pool)
             engine.model.rehearse(cache.layers)
         note_compiled()
         undo.pop_all()
@@ -76,6 +76,7 @@ class WeightSource:
         self, file: GGUFFile, slots: list[Slot], run: RunConfig, cache_bytes: int, notice: Callable[[str], None]
     ):
         self.file, self.slots, self.run, self.notice = file, slots, run, notice
+        self.path = file.paths[0]  # of what is mapped
         self.needed = arena_bytes(slots) + cache_bytes + WORKING_BYTES
         self.free = free_memory()
         self.mapped = run.mmap is True or self.needed > self.free
@@ -118,6 +119,7 @@ class WeightSource:
         from hetero.weights_cache import WeightsCache
 
         cache = WeightsCache(directory, self.file, self.slots)
+        self.path = cache.path
         arena = cache.map()
         if arena is None:
             if cache.problem:
@@ -130,8 +132,8 @@ class WeightSource:
 
 
 @contextmanager
-def file_faults(file: GGUFFile) -> Iterator[None]:
-    """A mapped file that ends too early, or cannot be read, becomes a FileError."""
+def file_faults(weights: WeightSource) -> Iterator[None]:
+    """What a kernel meets in a mapped file that was cut short, or whose disk failed, becomes a FileError."""
     from cpu_kernels.pool import WorkerFault
 
     try:
@@ -139,9 +141,9 @@ def file_faults(file: GGUFFile) -> Iterator[None]:
     except WorkerFault as fault:
         if fault.signal != "SIGBUS":
             raise
-        found = f"{file.paths[0]} or a file beside it could not be read through its mapping"
-        limit = "it was cut short, or its disk failed"
-        raise FileError(found, limit, "check the files and the disk, then load the model again") from fault
+        found = f"{weights.path}: its mapped weights could not be read"
+        limit = "it, or a file beside it, was cut short, or the disk failed"
+        raise FileError(found, limit, "check files and disk, then load the model again") from fault
 
 
 def chosen_context(config: ModelConfig, run: RunConfig) -> int:

@@ -4,7 +4,17 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
 
 from hetero.config import RunConfig
 from hetero.loading import load
@@ -17,7 +27,14 @@ if TYPE_CHECKING:
 
 def load_shown(path: str, run: RunConfig, screen: Screen) -> "tuple[Engine, Tokenizer]":
     with LoadingBar(screen) as progress:
-        return load(path, run, progress)
+        return load(path, run, progress, screen.note)
+
+
+class SpeedColumn(TransferSpeedColumn):
+    """Bytes per second, where a stage counts bytes."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total else Text()
 
 
 class LoadingBar:
@@ -25,11 +42,12 @@ class LoadingBar:
 
     def __init__(self, screen: Screen):
         self._screen = screen
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), SpeedColumn())
         self._bar = Progress(*columns, console=screen.err, transient=True, disable=not screen.err.is_terminal)
         self._task = self._bar.add_task("opening", total=None)
         self._stage, self._since = "opening", perf_counter()
         self._seconds: dict[str, float] = {}
+        self._bytes: dict[str, int] = {}  # of the stages that count them
 
     def __enter__(self) -> "LoadingBar":
         self._bar.start()
@@ -41,13 +59,19 @@ class LoadingBar:
             self._bar.remove_task(self._task)
             self._task = self._bar.add_task(stage, total=total or None)
         self._bar.update(self._task, completed=done, total=total or None)
+        if total:
+            self._bytes[stage] = done
 
     def __exit__(self, kind: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
         self._bar.stop()
         self._begin("")
         if kind is None and self._screen.err.is_terminal:
-            parts = "; ".join(f"{seconds:.1f} s {stage}" for stage, seconds in self._seconds.items() if seconds >= 0.1)
-            self._screen.note(f"loaded in {sum(self._seconds.values()):.1f} s ({parts})")
+            parts = [self._part(stage, seconds) for stage, seconds in self._seconds.items() if seconds >= 0.1]
+            self._screen.note(f"loaded in {sum(self._seconds.values()):.1f} s ({'; '.join(parts)})")
+
+    def _part(self, stage: str, seconds: float) -> str:
+        speed = f" at {self._bytes[stage] / seconds / 1e9:.1f} GB/s" if stage in self._bytes else ""
+        return f"{seconds:.1f} s {stage}{speed}"
 
     def _begin(self, stage: str) -> None:
         now = perf_counter()
