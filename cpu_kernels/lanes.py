@@ -6,6 +6,7 @@ CPU is in machine.py, and in the conversion of halves.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 from llvmlite import ir
 from numba.core import cgutils
@@ -18,6 +19,12 @@ F16, F32 = ir.HalfType(), ir.FloatType()
 
 def vector(element, count: int) -> ir.VectorType:
     return ir.VectorType(element, count)
+
+
+@cache
+def constants(element, numbers: tuple) -> ir.Constant:
+    """A constant vector; it keeps its text, which took a third of the time to emit a kernel."""
+    return ir.Constant(vector(element, len(numbers)), [ir.Constant(element, number) for number in numbers])
 
 
 class Lanes:
@@ -40,7 +47,7 @@ class Lanes:
         return Lanes(self.builder, value)
 
     def constant(self, number) -> "Lanes":
-        return self._new(ir.Constant(self.type, [ir.Constant(self.element, number)] * self.count))
+        return self._new(constants(self.element, (number,) * self.count))
 
     def _binary(self, other, integer: str, real: str = "") -> "Lanes":
         right = other if isinstance(other, Lanes) else self.constant(other)
@@ -118,7 +125,7 @@ class Lanes:
 
     def where(self, mask: Sequence[int], number: int) -> "Lanes":
         """`number` in the lanes that share a bit with `mask`, 0 in the others."""
-        bits = self.builder.and_(self.value, ir.Constant(self.type, [ir.Constant(self.element, m) for m in mask]))
+        bits = self.builder.and_(self.value, constants(self.element, tuple(mask)))
         present = self.builder.icmp_unsigned("!=", bits, ir.Constant(self.type, None))
         return self._new(self.builder.select(present, self.constant(number).value, ir.Constant(self.type, None)))
 
@@ -128,8 +135,7 @@ class Lanes:
 
     def pick(self, lanes: Sequence[int], other: "Lanes | None" = None) -> "Lanes":
         right = other.value if other else ir.Constant(self.type, ir.Undefined)
-        mask = ir.Constant(vector(I32, len(lanes)), list(lanes))
-        return self._new(self.builder.shuffle_vector(self.value, right, mask))
+        return self._new(self.builder.shuffle_vector(self.value, right, constants(I32, tuple(lanes))))
 
     def fma(self, factor: "Lanes", addend: "Lanes") -> "Lanes":
         """self x factor + addend, rounded once."""
@@ -210,4 +216,4 @@ class Memory:
 
 
 def splat(builder, number, element, count: int) -> Lanes:
-    return Lanes(builder, ir.Constant(vector(element, count), [ir.Constant(element, number)] * count))
+    return Lanes(builder, constants(element, (number,) * count))
