@@ -35,6 +35,15 @@ class Part(NamedTuple):
     step: int = 1
 
 
+class Cut(NamedTuple):
+    """Of the experts first, first + step, ... the hidden values low <= i < high."""
+
+    first: int
+    step: int
+    low: int
+    high: int
+
+
 class Gated:
     """One part for each node of a pool, None for those that hold nothing; or a single one, for a pool of any nodes."""
 
@@ -59,17 +68,15 @@ class Gated:
 
     @classmethod
     def split(cls, pool: Pool, gate: Matrix, up: Matrix, down: Matrix, turn: int = 0) -> "Gated":
-        """For the pool's nodes; views of matrices in the layout of the file. `turn`: of the node that a single network
-        goes to if it cannot be cut, for instance the layer."""
+        """For the pool's nodes: views of matrices in the layout of the file. `turn`: as for `cuts`."""
         _check_shapes(Part(gate, up, down), gate.columns)
-        nodes = len(pool.nodes)
-        if nodes == 1:
+        if len(pool.nodes) == 1:
             return cls([Part(gate, up, down)])
-        ranges = hidden_ranges(pool, gate.rows, down.type)
-        if ranges:
-            return cls(Part(_rows(gate, *r), _rows(up, *r), _columns(down, *r)) for r in ranges)
-        firsts = [(node - turn) % nodes for node in range(nodes)]
-        return cls(_whole((gate, up, down), first, nodes) if first < gate.count else None for first in firsts)
+        parts = list[Part | None]()
+        for cut in cuts(pool, gate.count, gate.rows, down.type, turn):
+            views = (_cut(gate, cut), _cut(up, cut), _cut(down, cut, True)) if cut else None
+            parts.append(Part(*views, cut.first, cut.step) if cut and views else None)
+        return cls(parts)
 
     def interleaved(self, pool: Pool) -> "tuple[Gated, list[Placement]]":
         """In the layout x16 and in memory of each part's node; and what became of that memory."""
@@ -113,22 +120,33 @@ def node_threads(pool: Pool) -> list[int]:
     return [pool.node_of_thread.count(node) for node in range(len(pool.nodes))]
 
 
-def _stack(w: Matrix) -> np.ndarray:
+def cuts(pool: Pool, experts: int, hidden: int, down: str, turn: int = 0) -> list[Cut | None]:
+    """What each node gets of such networks, None for nothing.
+
+    `turn`: of the node that is first where they are dealt out whole; for instance the number of the layer.
+    """
+    ranges = hidden_ranges(pool, hidden, down)
+    if ranges:
+        return [Cut(0, 1, low, high) for low, high in ranges]
+    nodes = len(pool.nodes)
+    firsts = [(node - turn) % nodes for node in range(nodes)]
+    return [Cut(first, nodes, 0, hidden) if first < experts else None for first in firsts]
+
+
+def cut_bytes(data: np.ndarray, type: str, cut: Cut, down: bool) -> tuple[np.ndarray, int]:
+    """A view of weights in the layout of the file, uint8 [experts, rows, row bytes]; and where in a row it begins.
+
+    `down`: the hidden values are its columns, not its rows.
+    """
+    form, data = load_format(type).FORMAT, data[cut.first :: cut.step]
+    if not down:
+        return data[:, cut.low : cut.high], 0
+    first, end = (at // form.VALUES * form.BYTES for at in (cut.low, cut.high))
+    return data[:, :, first:end], first
+
+
+def _cut(w: Matrix, cut: Cut, down: bool = False) -> Matrix:
     if w.layout != "gguf":
         raise ValueError(f"matrices are split in the layout of the file, not in {w.layout}")
-    return w.data if w.data.ndim == 3 else w.data[None]
-
-
-def _rows(w: Matrix, low: int, high: int) -> Matrix:
-    return Matrix(_stack(w)[:, low:high], w.type, w.columns)
-
-
-def _columns(w: Matrix, low: int, high: int) -> Matrix:
-    form = load_format(w.type).FORMAT
-    first, last = (at // form.VALUES * form.BYTES for at in (low, high))
-    return Matrix(_stack(w)[:, :, first:last], w.type, high - low)
-
-
-def _whole(network: tuple[Matrix, Matrix, Matrix], first: int, step: int) -> Part:
-    gate, up, down = (Matrix(_stack(w)[first::step], w.type, w.columns) for w in network)
-    return Part(gate, up, down, first, step)
+    data, _ = cut_bytes(w.data if w.data.ndim == 3 else w.data[None], w.type, cut, down)
+    return Matrix(data, w.type, cut.high - cut.low if down else w.columns)

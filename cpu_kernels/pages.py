@@ -52,7 +52,7 @@ def allocate(size: int, node: int | tuple[int, ...] | None = None, huge: bool = 
     refused: list[str] = []
     nodes = () if node is None else (node,) if isinstance(node, int) else tuple(node)
     memory, pages = _map(size, huge, refused)
-    if nodes and size and not _bind(memory, nodes, refused):
+    if nodes and size and not _bind(memory.ctypes.data, len(memory), nodes, refused):
         nodes = ()
     memory = memory[:size]
     return memory, Placement(nodes, pages, tuple(refused))
@@ -102,7 +102,7 @@ def _free_reserved() -> int:
         return 0
 
 
-def _bind(memory: np.ndarray, nodes: tuple[int, ...], refused: list[str]) -> bool:
+def _bind(start: int, size: int, nodes: tuple[int, ...], refused: list[str]) -> bool:
     """Tell the kernel where these pages shall lie: preferred, so a full node ends in slow memory, not in a kill."""
     if not all(0 <= node < _MAX_NODES for node in nodes):
         raise ValueError(f"nodes {nodes}; they are numbered 0 to {_MAX_NODES - 1}")
@@ -111,10 +111,22 @@ def _bind(memory: np.ndarray, nodes: tuple[int, ...], refused: list[str]) -> boo
         mask[node // 64] |= np.uint64(1 << node % 64)
     mode = _PREFERRED if len(nodes) == 1 else _INTERLEAVE
     # The kernel takes one bit less than maxnode says.
-    code = _call(0, memory.ctypes.data, len(memory), mode, mask.ctypes.data, _MAX_NODES + 1, 0)
+    code = _call(0, start, size, mode, mask.ctypes.data, _MAX_NODES + 1, 0)
     if code:
         refused.append(f"memory on node {', '.join(map(str, nodes))} (mbind): {_reason(code)}")
     return not code
+
+
+def bind(memory: np.ndarray, node: int, page: int = mmap.PAGESIZE) -> str:
+    """Have the pages of this memory, not touched yet, lie on a node; why the kernel refused, or "".
+
+    `page`: HUGE for reserved huge pages. A page at either end counts with the memory before it.
+    """
+    refused: list[str] = []
+    first, end = (-(-at // page) * page for at in (memory.ctypes.data, memory.ctypes.data + memory.nbytes))
+    if end > first:
+        _bind(first, end - first, (node,), refused)
+    return "".join(refused)
 
 
 def node_of(address: int) -> int | None:

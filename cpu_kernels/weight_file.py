@@ -27,6 +27,7 @@ UNIT_BYTES = 1 << 20  # of the file, unless one group is more: what stays in a c
 _EINTR = 4
 
 # Offsets into a unit. MATRIX: descriptor, 0 for bytes that stay as they are; ORIGIN: file offset of its first row.
+# BYTES 0: what the unit before it read is rearranged once more, other columns of the same rows.
 FILE, OFFSET, BYTES, TARGET, MATRIX, ORIGIN, FIRST, GROUPS = range(0, 64, 8)
 UNIT_FIELDS = 8
 
@@ -96,19 +97,23 @@ def _read_job(arguments, thread, threads):
     """(control, units, how many, works, bytes of a thread's work, [out] how many failed, which first, its error)"""
     control, units, count = load_i64(arguments), load_i64(arguments + 8), load_i64(arguments + 16)
     work = load_i64(arguments + 24) + thread * load_i64(arguments + 32)
-    number = fetch_add(control + CHUNK, 1)
-    while number < count and load_i64(arguments + 40) == 0:
-        unit = units + number * 8 * UNIT_FIELDS
+    end = units + count * 8 * UNIT_FIELDS
+    unit = units + fetch_add(control + CHUNK, 1) * 8 * UNIT_FIELDS
+    while unit < end and load_i64(arguments + 40) == 0:
         buffer = work + 8 * LANES if load_i64(unit + MATRIX) else load_i64(unit + TARGET)
-        error = _read(load_i64(unit + FILE), load_i64(unit + OFFSET), load_i64(unit + BYTES), buffer)
+        size = load_i64(unit + BYTES)
+        error = _read(load_i64(unit + FILE), load_i64(unit + OFFSET), size, buffer)
         if error:
             if fetch_add(arguments + 40, 1) == 0:
-                store_i64(arguments + 48, number)
+                store_i64(arguments + 48, (unit - units) // (8 * UNIT_FIELDS))
                 store_i64(arguments + 56, error)
             return
-        if load_i64(unit + MATRIX):
+        while size and load_i64(unit + MATRIX):
             _interleave_unit(unit, buffer, work)
-        number = fetch_add(control + CHUNK, 1)
+            unit += 8 * UNIT_FIELDS
+            if unit == end or load_i64(unit + BYTES):
+                break
+        unit = units + fetch_add(control + CHUNK, 1) * 8 * UNIT_FIELDS
 
 
 @entry
@@ -126,10 +131,12 @@ class ReadError(OSError):
         self.unit = unit
 
 
-def units(file: int, offset: int, w: Matrix | None, out: np.ndarray) -> np.ndarray:
+def units(file: int, offset: int, w: Matrix | None, out: np.ndarray, column: int = 0) -> np.ndarray:
     """int64 [n, 8]: the way of a tensor from `offset` of an open file to `out`.
 
-    `w`: how its rows lie in the file, to be interleaved (the bytes it holds are not read); None: bytes as they are.
+    `w`: how its rows lie in the file, to be interleaved (the bytes it holds are not read); None: bytes as they are. It
+    may be some of a tensor's rows, the first of them at `offset`; or some of its columns, from byte `column` of rows
+    on: whole rows are then read.
     `out`: C-contiguous uint8; with w as for `interleave`: [count, groups, 16 x row bytes].
     """
     if out.dtype != np.uint8 or not out.flags.c_contiguous:
@@ -143,16 +150,31 @@ def units(file: int, offset: int, w: Matrix | None, out: np.ndarray) -> np.ndarr
         in_matrix = row_groups(w.rows)
         if out.shape != (w.count, in_matrix, LANES * w.row_bytes) or w.layout != "gguf":
             raise ValueError(f"out is uint8{list(out.shape)} for {w.count} x {w.rows} rows of {w.row_bytes} bytes")
-        step = max(1, UNIT_BYTES // out.shape[2])
-        first = np.arange(0, w.count * in_matrix, step)
-        end = np.minimum(first + step, w.count * in_matrix)
-        row, last = (g // in_matrix * w.rows + g % in_matrix * LANES for g in (first, end))
+        matrix_bytes, row_bytes = map(int, w.descriptor[[descriptor.MATRIX_STRIDE // 8, descriptor.ROW_STRIDE // 8]])
+        step = max(1, UNIT_BYTES // (LANES * row_bytes))
+        apart = w.count if w.count > 1 and matrix_bytes != w.rows * row_bytes else 1  # one after the other
+        stretch = w.count // apart * in_matrix
+        first = (np.arange(apart)[:, None] * stretch + np.arange(0, stretch, step)).reshape(-1)
+        end = np.minimum(first + step, (first // stretch + 1) * stretch)
+        start = first // in_matrix * matrix_bytes + first % in_matrix * LANES * row_bytes
+        last = np.minimum(w.rows, ((end - 1) % in_matrix + 1) * LANES)
+        stop = (end - 1) // in_matrix * matrix_bytes + last * row_bytes
         table = np.zeros((len(first), UNIT_FIELDS), np.int64)
-        table[:, OFFSET // 8], table[:, BYTES // 8] = offset + row * w.row_bytes, (last - row) * w.row_bytes
+        table[:, OFFSET // 8], table[:, BYTES // 8] = offset + start, stop - start
         table[:, TARGET // 8] = address(out) + first * out.shape[2]
-        table[:, MATRIX // 8], table[:, ORIGIN // 8] = w.address, offset
+        table[:, MATRIX // 8], table[:, ORIGIN // 8] = w.address, offset + column
         table[:, FIRST // 8], table[:, GROUPS // 8] = first, end - first
     table[:, FILE // 8] = file
+    return table
+
+
+def in_order(table: np.ndarray) -> np.ndarray:
+    """Sorted as they lie in the files; what several read is read once, by the first of them."""
+    table = table[np.lexsort((table[:, OFFSET // 8], table[:, FILE // 8]))]
+    fields = [FILE // 8, OFFSET // 8, BYTES // 8]
+    again = (table[1:, fields] == table[:-1, fields]).all(axis=1) & (table[1:, MATRIX // 8] != 0)
+    again &= table[:-1, MATRIX // 8] != 0
+    table[1:, BYTES // 8][again] = 0
     return table
 
 

@@ -19,7 +19,9 @@ class Slot:
     name: str
     tensor: Tensor  # as in the file
     layout: str
-    start: int  # byte of the arena
+    start: int = 0  # byte of the arena
+    column: int = 0  # byte of the file's rows with which this part of a tensor begins
+    node: int | None = None  # index of the NUMA node whose part it is
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -29,22 +31,32 @@ class Slot:
         *stack, rows, row_bytes = self.tensor.data.shape
         return prod(stack), row_groups(rows), LANES * row_bytes
 
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape)
+
 
 def plan(file: GGUFFile, config: ModelConfig) -> list[Slot]:
     """A slot for each tensor of the main model, in the order of the file; multi-token-prediction layers stay there."""
     skipped = tuple(f"blk.{i}." for i in range(config.layers, config.layers + config.nextn_layers))
-    slots, end = list[Slot](), 0
+    slots = list[Slot]()
     for name, tensor in sorted(file.tensors.items(), key=lambda item: (item[1].file, item[1].offset)):
         if name.startswith(skipped):
             continue
         layouts = {name: _layout(name, tensor, config)}
         if name == "token_embd.weight" and "output.weight" not in file.tensors:
             layouts["output.weight"] = "x16"
-        for target, layout in layouts.items():
-            slot = Slot(target, tensor, layout, end)
-            slots.append(slot)
-            end += -(-prod(slot.shape) // ALIGNMENT) * ALIGNMENT
-    return slots
+        slots += [Slot(target, tensor, layout) for target, layout in layouts.items()]
+    return arrange(slots)
+
+
+def arrange(slots: list[Slot]) -> list[Slot]:
+    """One after the other."""
+    arranged, end = list[Slot](), 0
+    for slot in slots:
+        arranged.append(replace(slot, start=end))
+        end += -(-slot.nbytes // ALIGNMENT) * ALIGNMENT
+    return arranged
 
 
 def _layout(name: str, tensor: Tensor, config: ModelConfig) -> str:
@@ -56,13 +68,13 @@ def _layout(name: str, tensor: Tensor, config: ModelConfig) -> str:
 
 
 def arena_bytes(slots: list[Slot]) -> int:
-    return slots[-1].start + prod(slots[-1].shape)
+    return slots[-1].start + slots[-1].nbytes
 
 
 def place(slots: list[Slot], arena: np.ndarray) -> dict[str, Tensor]:
     """The tensors as they lie in the arena, uint8 [arena_bytes]."""
     tensors = {}
     for slot in slots:
-        data = arena[slot.start : slot.start + prod(slot.shape)].reshape(slot.shape)
+        data = arena[slot.start : slot.start + slot.nbytes].reshape(slot.shape)
         tensors[slot.name] = replace(slot.tensor, name=slot.name, data=data, layout=slot.layout)
     return tensors

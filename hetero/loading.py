@@ -105,30 +105,34 @@ class WeightSource:
         return self.file.tensors
 
     def _read(self, pool: "Pool", progress: Progress) -> dict[str, Tensor]:
-        from cpu_kernels.pages import allocate
+        from hetero.nodes import new_arena, split
         from hetero.weight_reader import WeightReader
 
-        nodes = tuple(node.id for node in pool.nodes)
-        arena, _ = allocate(arena_bytes(self.slots), nodes if len(nodes) > 1 else None)
-        for _ in WeightReader(self.file, self.slots, pool, self.free - self.needed).fill(arena, progress):
+        slots = split(self.slots, pool)
+        arena, line = new_arena(slots, pool)
+        if line:
+            self.notice(line)
+        for _ in WeightReader(self.file, slots, pool, self.free - self.needed).fill(arena, progress):
             pass
-        return place(self.slots, arena)
+        return place(slots, arena)
 
     def _cached(self, directory: str, pool: "Pool", progress: Progress) -> dict[str, Tensor]:
+        from hetero.nodes import split
         from hetero.weight_reader import WeightReader
         from hetero.weights_cache import WeightsCache
 
-        cache = WeightsCache(directory, self.file, self.slots)
+        slots = split(self.slots, pool)
+        cache = WeightsCache(directory, self.file, slots)
         self.path = cache.path
         arena = cache.map()
         if arena is None:
             if cache.problem:
                 self.notice(f"{cache.path} cannot be used and is made again: {cache.problem}")
-            reader = WeightReader(self.file, self.slots, pool, kept=0)
+            reader = WeightReader(self.file, slots, pool, kept=0)
             arena = cache.write(lambda arena: reader.fill(arena, progress))
         elif self.needed <= self.free:
             prefetch([(cache.path, 0, cache.nbytes)])
-        return place(self.slots, arena)
+        return place(slots, arena)
 
 
 @contextmanager

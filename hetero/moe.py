@@ -1,35 +1,22 @@
 """Feed-forward layers: the dense ones, and the mixture of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
 
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from cpu_kernels import Matrix, Pool, ffn, route, routed_experts
+from cpu_kernels import Pool, ffn, route, routed_experts
+from cpu_kernels.gated import Gated
 from hetero.config import ModelConfig
 from hetero.linear import Linear
 
 
-@dataclass(frozen=True)
-class GatedWeights:
-    """SwiGLU: down · (silu(gate · x) * (up · x)); for routed experts each matrix holds all E of them."""
-
-    gate: Matrix
-    up: Matrix
-    down: Matrix
-
-    @property
-    def gated(self) -> tuple[Matrix, Matrix, Matrix]:
-        return self.gate, self.up, self.down
-
-
 class DenseFFN:
-    def __init__(self, weights: GatedWeights, pool: Pool):
+    def __init__(self, weights: Gated, pool: Pool):
         self.weights, self.pool = weights, pool
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """[T, hidden] -> [T, hidden]"""
-        return ffn(self.pool, self.weights.gated, x)
+        return ffn(self.pool, self.weights, x)
 
 
 class Router:
@@ -55,12 +42,12 @@ class Router:
 
 
 class MoE:
-    def __init__(self, router: Router, routed: GatedWeights, shared: DenseFFN | None, pool: Pool):
+    def __init__(self, router: Router, routed: Gated, shared: DenseFFN | None, pool: Pool):
         self.router, self.routed, self.shared, self.pool = router, routed, shared, pool
         self.chosen = np.empty((0, 0), np.int32)  # expert ids of the last call [T, k], for whoever counts them
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """[T, hidden] -> [T, hidden]"""
         self.chosen, weights = self.router(x)
-        shared = self.shared.weights.gated if self.shared is not None else None
-        return routed_experts(self.pool, self.routed.gated, x, self.chosen, weights, shared)
+        shared = self.shared.weights if self.shared is not None else None
+        return routed_experts(self.pool, self.routed, x, self.chosen, weights, shared)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from cpu_kernels import Matrix, Pool
-from cpu_kernels.weight_file import ReadError, read_units, units, working_memory
+from cpu_kernels.weight_file import ReadError, in_order, read_units, units, working_memory
 from hetero.arena import Slot, place
 from hetero.errors import FileError
 from hetero.gguf import GGUFFile
@@ -29,9 +29,8 @@ class WeightReader:
             work = working_memory(self.pool, table)
             done, total = 0, int(table[:, BYTES].sum())
             progress(STAGE, 0, total)
-            step = WINDOW_UNITS * self.pool.threads
-            for first in range(0, len(table), step):
-                window = table[first : first + step]
+            starts = np.flatnonzero(table[:, BYTES])[:: WINDOW_UNITS * self.pool.threads]
+            for window in np.split(table, starts[1:]):
                 self._read(window, descriptors, work, matrices)
                 done += int(window[:, BYTES].sum())
                 if done > self.kept:
@@ -48,8 +47,9 @@ class WeightReader:
                 rows = source.data.reshape(-1, *source.data.shape[-2:])
                 matrix = Matrix(rows, source.type, source.shape[-1])
                 matrices.append(matrix)
-            tables.append(units(descriptors[source.file], source.offset, matrix, tensors[slot.name].data))
-        return np.concatenate(tables), matrices
+            place_of = descriptors[source.file], source.offset
+            tables.append(units(*place_of, matrix, tensors[slot.name].data, slot.column))
+        return in_order(np.concatenate(tables)), matrices
 
     def _read(self, window: np.ndarray, descriptors: list[int], work: np.ndarray, matrices: list[Matrix]) -> None:
         try:

@@ -6,12 +6,14 @@ import numpy as np
 import psutil
 
 from cpu_kernels import Matrix, Pool
+from cpu_kernels.gated import Gated, Part, cuts
 from hetero.attention import MLA, KvUp, MLAWeights, QueryUp
 from hetero.config import ModelConfig
 from hetero.gguf import GGUFFile
 from hetero.linear import Linear
 from hetero.model import Block, Model
-from hetero.moe import DenseFFN, GatedWeights, MoE, Router
+from hetero.moe import DenseFFN, MoE, Router
+from hetero.nodes import part_name
 
 PAGE_BYTES = 4096
 READ_AHEAD_BYTES = 64 << 20
@@ -38,8 +40,22 @@ class Weights:
         """One product for matrices with the same input, side by side."""
         return Linear(self.pool, *(self.matrix(name) for name in names))
 
-    def gated(self, prefix: str, suffix: str = "") -> GatedWeights:
-        return GatedWeights(*(self.matrix(f"{prefix}ffn_{part}{suffix}.weight") for part in ("gate", "up", "down")))
+    def gated(self, layer: int, suffix: str, experts: int, hidden: int) -> Gated:
+        """A layer's feed-forward networks of so many rows, in a part for each NUMA node."""
+        tensors, nodes = self.file.tensors, range(len(self.pool.nodes))
+        names = [f"blk.{layer}.ffn_{part}{suffix}.weight" for part in ("gate", "up", "down")]
+        if names[0] in tensors:
+            gate, up, down = map(self.matrix, names)
+            return Gated.split(self.pool, gate, up, down, layer)
+        down_type = next(tensors[name].type for node in nodes if (name := part_name(names[2], node)) in tensors)
+        parts = list[Part | None]()
+        for node, cut in enumerate(cuts(self.pool, experts, hidden, down_type, layer)):
+            if cut is None:
+                parts.append(None)
+                continue
+            gate, up, down = (self.matrix(part_name(name, node)) for name in names)
+            parts.append(Part(gate, up, down, cut.first, cut.step))
+        return Gated(parts)
 
     def kv_up(self, prefix: str, config: ModelConfig) -> KvUp:
         if config.kv_b_split:
@@ -71,11 +87,14 @@ def mla_weights(weights: Weights, config: ModelConfig, prefix: str) -> MLAWeight
 def feed_forward(weights: Weights, config: ModelConfig, layer: int) -> DenseFFN | MoE:
     prefix, pool = f"blk.{layer}.", weights.pool
     if layer < config.dense_layers:
-        return DenseFFN(weights.gated(prefix), pool)
+        return DenseFFN(weights.gated(layer, "", 1, config.intermediate_size), pool)
     bias = weights.vector(prefix + "exp_probs_b.bias") if config.expert_bias else None
     router = Router(config, weights.linear(prefix + "ffn_gate_inp.weight"), bias)
-    shared = DenseFFN(weights.gated(prefix, "_shexp"), pool) if config.shared_experts else None
-    return MoE(router, weights.gated(prefix, "_exps"), shared, pool)
+    width = config.expert_intermediate_size
+    routed, shared = weights.gated(layer, "_exps", config.experts, width), None
+    if config.shared_experts:
+        shared = DenseFFN(weights.gated(layer, "_shexp", 1, config.shared_experts * width), pool)
+    return MoE(router, routed, shared, pool)
 
 
 def place_weights(file: GGUFFile, config: ModelConfig, pool: Pool) -> Model:
