@@ -17,7 +17,11 @@ FILE, OFFSET, BYTES = range(3)  # columns of a table of units
 
 
 class WeightReader:
-    """Fills an arena. `kept`: how many bytes of the files may stay in the page cache; what comes after is dropped."""
+    """Fills an arena. `kept`: how many bytes of the files may stay in the page cache, the last ones.
+
+    Pages before them are dropped as they are consumed. Were the first ones kept, the arena would grow at the cost of
+    cached pages that are still to be read.
+    """
 
     def __init__(self, file: GGUFFile, slots: list[Slot], pool: Pool, kept: int):
         self.file, self.slots, self.pool, self.kept = file, slots, pool, kept
@@ -32,9 +36,9 @@ class WeightReader:
             starts = np.flatnonzero(table[:, BYTES])[:: WINDOW_UNITS * self.pool.threads]
             for window in np.split(table, starts[1:]):
                 self._read(window, descriptors, work, matrices)
-                done += int(window[:, BYTES].sum())
-                if done > self.kept:
+                if done < total - self.kept:
                     drop_pages(window)
+                done += int(window[:, BYTES].sum())
                 progress(STAGE, done, total)
                 yield done
 
