@@ -2,6 +2,7 @@
 
     python -m tests.model_files tiny tiny.gguf --type q4_k     every feature of V3, small: 42 MB in f32
     python -m tests.model_files lite lite.gguf                 10.4 GB: V2-Lite's dimensions, V3's routing, Q4_K_M
+    python -m tests.model_files slice slice.gguf               14.3 GB: three layers of V3's dimensions, Q4_K_M
 
 Every tensor is drawn from (seed, name): the same shape, type and seed give the same bytes.
 """
@@ -173,11 +174,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--type", type=str.upper, choices=[*TYPES, "Q4_K_M"], help="default: Q4_K_M for lite, F32 else")
+    parser.add_argument("--type", type=str.upper, choices=[*TYPES, "Q4_K_M"], help="default: Q4_K_M for lite, slice, else F32")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--split-tensors", type=int, default=0, metavar="N", help="N tensors a file")
     a = parser.parse_args()
-    type = a.type or ("Q4_K_M" if a.shape == "lite" else "F32")
+    type = a.type or ("Q4_K_M" if a.shape in ("lite", "slice") else "F32")
     write(a.out, SHAPES[a.shape], type, seed=a.seed, split_tensors=a.split_tensors)
 
 

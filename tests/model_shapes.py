@@ -61,6 +61,11 @@ SHAPES = {
         **LITE_LAYERS, vocab=102400, hidden=2048, inter=10944, heads=16,
         experts=64, experts_used=6, shared_experts=2, moe_inter=1408, weights_scale=2.446,
     ),
+    # three layers of V3's dimensions, one of them dense
+    "slice": Shape(
+        vocab=8192, hidden=7168, inter=18432, heads=128, q_lora=1536,
+        experts=256, experts_used=8, moe_inter=2048, groups=8, groups_used=4,
+    ),
 }  # fmt: skip
 
 
