@@ -34,7 +34,7 @@ class Codebook(Format):
     UNIT: ClassVar[float]
 
     def decode(self):
-        self.fields = Words(self._words)
+        self.fields = Words(self._words, self.place)
         self.d = self.unit_scale()
         self.decoder = _DECODING.Decoder(self)
 

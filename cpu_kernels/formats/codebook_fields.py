@@ -1,5 +1,6 @@
 """Bit fields of a block's words, for 16 rows at once."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ..lanes import I32, I64, Lanes, Memory, splat
@@ -7,20 +8,24 @@ from ..machine import LANES
 
 
 class Words:
-    """The words of a block of 16 rows. `block` numbers its 32s: an int, or an int64 SSA value."""
+    """The words of a block of 16 rows. `block` numbers its 32s: an int, or an int64 SSA value.
 
-    def __init__(self, memory: Memory):
-        self.builder, self._memory = memory.builder, memory
+    `place`: where a word of the file's block lies (Format.place).
+    """
+
+    def __init__(self, memory: Memory, place: Callable[[int], int]):
+        self.builder, self._memory, self._place = memory.builder, memory, place
 
     def address(self) -> Any:
         return self.builder.add(self.builder.ptrtoint(self._memory.base, I64), I64(self._memory.offset))
 
     def word(self, first: int, step: int, block: Any) -> Lanes:
         """Word first + step·block of each row."""
-        at = self._memory + 4 * LANES * first
         if isinstance(block, int):
-            return (at + 4 * LANES * step * block).load(I32, LANES)
-        return at.moved(self.builder.mul(block, I64(4 * LANES * step))).load(I32, LANES)
+            return (self._memory + 4 * LANES * self._place(first + step * block)).load(I32, LANES)
+        start, following = self._place(first), self._place(first + step)  # and so on: every ORDER here is regular
+        at = self._memory + 4 * LANES * start
+        return at.moved(self.builder.mul(block, I64(4 * LANES * (following - start)))).load(I32, LANES)
 
     def item(self, first: int, bits: int, block: Any) -> Lanes:
         """Item number `block` of those of so many bits in the words from `first` on; later ones stand above it."""

@@ -49,7 +49,9 @@ def _decode_function(module: ir.Module, form: Any) -> ir.Function:
     builder = ir.IRBuilder(function.append_basic_block())
     words, scratch = (Memory(builder, argument) for argument in function.args)
     with cgutils.for_range(builder, I64(form.VALUES // 32)) as loop:
-        _decode_32(builder, form, Words(words), loop.index, scratch.moved(builder.mul(loop.index, I64(512))))
+        _decode_32(
+            builder, form, Words(words, form.place), loop.index, scratch.moved(builder.mul(loop.index, I64(512)))
+        )
     builder.ret_void()
     return function
 

@@ -14,6 +14,7 @@ from .codebook_fields import spread
 class IQ1_M(Codebook):
     BYTES, UNIT, SCALES = 56, 0.125, 2
     BITS, OFFSET = 5, 16
+    ORDER = (*range(8, 14), *range(8))
     GRID = codebook("IQ1_M", 8)
 
     def unit_scale(self):

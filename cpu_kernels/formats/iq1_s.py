@@ -12,6 +12,7 @@ from .codebook_fields import spread
 class IQ1_S(Codebook):
     BYTES, HALF, UNIT = 50, 0, 0.125
     BITS, OFFSET = 5, 16
+    ORDER = (*range(8, 12), *range(8))
     GRID = codebook("IQ1_S", 8)
 
     @classmethod

@@ -11,6 +11,7 @@ from .codebook_fields import spread
 
 class IQ2_S(Codebook):
     BYTES, HALF, UNIT, SCALES = 82, 0, 0.125, 2
+    ORDER = (*range(16, 20), *(w for b in range(8) for w in (b, 8 + b)))
     GRID = codebook("IQ2_S")
 
     @classmethod

@@ -8,6 +8,7 @@ from .codebook import Codebook, codebook, even
 
 class IQ2_XS(Codebook):
     BYTES, HALF, UNIT, SCALES = 74, 0, 0.125, 2
+    ORDER = (16, 17, *range(16))
     GRID = codebook("IQ2_XS")
 
     @classmethod

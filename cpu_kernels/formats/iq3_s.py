@@ -12,6 +12,7 @@ from .codebook_fields import spread
 class IQ3_S(Codebook):
     BYTES, HALF, UNIT = 110, 0, 1.0
     BITS, OFFSET = 5, 16
+    ORDER = (16, 17, 26, *(w for b in range(8) for w in (2 * b, 2 * b + 1, 18 + b)))
     GRID = codebook("IQ3_S")
 
     @classmethod

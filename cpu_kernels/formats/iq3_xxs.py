@@ -8,6 +8,7 @@ from .codebook_fields import spread
 
 class IQ3_XXS(Codebook):
     BYTES, HALF, UNIT = 98, 0, 0.25
+    ORDER = tuple(w for b in range(8) for w in (2 * b, 2 * b + 1, 16 + b))
     GRID = codebook("IQ3_XXS")
 
     @classmethod
