@@ -4,12 +4,12 @@
 """
 
 import numpy as np
-import psutil
 
 from cpu_kernels import cache_layer
 from cpu_kernels.cache import BLOCK, PAGE
 from hetero.config import ModelConfig, RunConfig
 from hetero.errors import RequestError, ResourceError, UnsupportedError
+from hetero.free_memory import free_memory
 
 
 class LatentCache:
@@ -26,7 +26,7 @@ class LatentCache:
                 "use --kv f16",
             )
         needed = pages * PAGE * run.sequences * config.cache_bytes_per_token(run.kv)
-        free = psutil.virtual_memory().available
+        free = free_memory()
         if needed > free:
             room = free * pages // needed * PAGE
             remedies = [f"lower --context to {room} or less"] * (room > 0) + ["use --kv q8_0"] * (run.kv != "q8_0")

@@ -1,6 +1,6 @@
 """Token ids in, token ids out. Knows nothing about text."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -13,7 +13,7 @@ from hetero.gguf import GGUFFile
 from hetero.model import Batch, Model
 from hetero.sampler import Sampler, Sampling
 from hetero.telemetry import Telemetry
-from hetero.weights import place_weights, read_ahead
+from hetero.weights import place_weights
 
 # Prompt tokens of one forward pass at most; prompts are cut at absolute multiples of it. Each chunk makes the keys and
 # values of all tokens before it anew: lite's attention over 4096 tokens takes 22 % less than in chunks of 512, and 30 %
@@ -30,9 +30,6 @@ class Engine:
         self.model: Model = place_weights(file, config, pool)
         self.telemetry = Telemetry()
         self.requests = 0  # begun so far; an answer cannot go on once another request has changed the cache
-
-    def read_ahead(self, progress: Callable[[str, int, int], None]) -> None:
-        read_ahead(self.file, self.config, progress)
 
     def generate(
         self, ids: Sequence[int], sampling: Sampling | None = None, stop_ids: Iterable[int] = ()

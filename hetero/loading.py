@@ -58,7 +58,7 @@ def load(
         report(kernels, 0, 0)
         from hetero.engine import Engine  # here: naming the kernels compiles them
 
-        pool = undo.enter_context(Pool(run.threads))
+        pool = undo.enter_context(Pool(chosen_threads(run)))
         with file_faults(weights):
             file.tensors = weights.tensors(pool, report)
             report(kernels, 0, 0)
@@ -148,6 +148,15 @@ def file_faults(weights: WeightSource) -> Iterator[None]:
         found = f"{weights.path}: its mapped weights could not be read"
         limit = "it, or a file beside it, was cut short, or the disk failed"
         raise FileError(found, limit, "check files and disk, then load the model again") from fault
+
+
+def chosen_threads(run: RunConfig) -> int:
+    from cpu_kernels.topology import TooManyThreads, choose_threads
+
+    try:
+        return choose_threads(run.threads)
+    except TooManyThreads as error:
+        raise RequestError(error.found, error.limit, error.remedy) from None
 
 
 def chosen_context(config: ModelConfig, run: RunConfig) -> int:

@@ -1,9 +1,6 @@
 """From a file's tensors to a bound model. The only code that moves weight bytes."""
 
-from collections.abc import Callable
-
 import numpy as np
-import psutil
 
 from cpu_kernels import Matrix, Pool
 from cpu_kernels.gated import Gated, Part, cuts
@@ -14,9 +11,6 @@ from hetero.linear import Linear
 from hetero.model import Block, Model
 from hetero.moe import DenseFFN, MoE, Router
 from hetero.nodes import part_name
-
-PAGE_BYTES = 4096
-READ_AHEAD_BYTES = 64 << 20
 
 
 class Weights:
@@ -113,22 +107,3 @@ def place_weights(file: GGUFFile, config: ModelConfig, pool: Pool) -> Model:
     # tied models have no output.weight in the file; loading makes a rearranged one of the embedding
     head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
     return Model(config, token_embd, blocks, weights.vector("output_norm.weight"), weights.linear(head))
-
-
-def read_ahead(file: GGUFFile, config: ModelConfig, progress: Callable[[str, int, int], None]) -> None:
-    """Touches every page the forward pass will need, so that the first token does not wait for the disk.
-
-    Left out where the weights do not fit in free memory: the pages would only push each other out.
-    """
-    skipped = tuple(f"blk.{i}." for i in range(config.layers, config.layers + config.nextn_layers))
-    tensors = [tensor for name, tensor in file.tensors.items() if not name.startswith(skipped)]
-    total, done = sum(tensor.nbytes for tensor in tensors), 0
-    if total > psutil.virtual_memory().available:
-        return
-    for tensor in tensors:
-        flat = tensor.data.reshape(-1)
-        for at in range(0, flat.size, READ_AHEAD_BYTES):
-            part = flat[at : at + READ_AHEAD_BYTES]
-            int(part[::PAGE_BYTES].max())
-            done += part.size
-            progress("reading weights", done, total)

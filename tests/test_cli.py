@@ -47,7 +47,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Makes hetero.progress.load hand out an engine that recites; the dictionary holds what it was asked for."""
     asked: dict[str, object] = {}
 
-    def load(path: str, run: RunConfig, progress: object) -> tuple[FakeEngine, FakeTokenizer]:
+    def load(path: str, run: RunConfig, progress: object, notice: object) -> tuple[FakeEngine, FakeTokenizer]:
         asked.update(path=path, run=run, engine=FakeEngine(["Paris.", "Four."], context=run.context or 1000))
         return asked["engine"], FakeTokenizer()  # type: ignore[return-value]
 
