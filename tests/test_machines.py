@@ -74,12 +74,14 @@ def load_format(name: str) -> Any:
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes the emitters emit for a machine; `half`: it converts float16 by an instruction."""
+    """Makes the emitters emit for a machine, and hands out a format; `half`: it converts float16 by an instruction."""
 
-    def set_machine(machine: Any, half: bool) -> None:
+    def set_machine(name: str, machine: Any, half: bool) -> Any:
+        form = load_format(name)  # first: this compiles its kernels and keeps them on disk, for this CPU
         monkeypatch.setattr(tile, "MACHINE", machine)
         monkeypatch.setattr(floats, "MACHINE", machine)
         monkeypatch.setattr(lanes, "HALF", half)
+        return form
 
     return set_machine
 
@@ -130,8 +132,7 @@ def spills(loop: list[str]) -> int:
 
 def check_code(name: str, cpu: str, use: Any) -> None:
     machine, _, multiply, registers = TARGETS[cpu]
-    form = load_format(name)
-    use(machine, half=cpu != "x86-64")
+    form = use(name, machine, half=cpu != "x86-64")
     allowed = ARM_SPILLS.get(name, {}) if machine in (NeonDot, NeonI8mm) else SPILLS.get((cpu, name), {})
     for columns in machine.COLUMNS:
         loops = list(innermost_loops(assembly(form, columns, cpu)))
@@ -244,8 +245,7 @@ def test_every_machine_multiplies_exactly(machine: Any, name: str, use: Any, mon
     if machine in (NeonDot, NeonI8mm):
         monkeypatch.setattr(arm, "call", plain_arm)
         monkeypatch.setattr(NeonDot, "_tied", lambda self, values: list(values))
-    use(machine, HALF)
-    form, rng = load_format(name), np.random.default_rng(5)
+    form, rng = use(name, machine, HALF), np.random.default_rng(5)
     raw = random_weights(name, (16, 512), rng, 0.05)
     group = interleaved(raw, form)
     columns = [quantized(rng.standard_normal(512).astype(np.float32)) for _ in range(machine.COLUMNS[-1])]
