@@ -169,8 +169,7 @@ def test_avx512_keeps_every_accumulator_in_a_register(name: str, use: Any) -> No
 
 
 def test_smmla_halves_the_multiplications_of_paired_columns(use: Any) -> None:
-    use(NeonI8mm, half=True)
-    text = assembly(load_format("Q8_0"), 4, "neoverse-v1")
+    text = assembly(use("Q8_0", NeonI8mm, half=True), 4, "neoverse-v1")
     assert len(re.findall(r"\bsmmla\b", text)) == 64 and "sdot" not in text  # 8 words x 4 registers x 4 columns / 2
 
 
