@@ -174,9 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out", type=Path)
-    parser.add_argument(
-        "--type", type=str.upper, choices=[*TYPES, "Q4_K_M"], help="default: Q4_K_M for lite and slice"
-    )
+    parser.add_argument("--type", type=str.upper, choices=[*TYPES, "Q4_K_M"], help="default: Q4_K_M for lite and slice")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--split-tensors", type=int, default=0, metavar="N", help="N tensors a file")
     a = parser.parse_args()
