@@ -173,7 +173,7 @@ def emit_columns(builder, form: type[Format], columns: int, arguments) -> None:
     with cgutils.for_range(builder, groups) as group:
         start = builder.add(weights, builder.mul(group.index, group_bytes))
         tile.clear()
-        if form.HALF is not None and form.VALUES > BLOCK:
+        if form.HALF is not None:
             _fetch_halves(builder, start, blocks)
         with cgutils.for_range(builder, blocks) as loop:
             words, half = _planes(builder, form, start, blocks, loop.index)
