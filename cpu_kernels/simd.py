@@ -2,7 +2,7 @@
 
 A function is named after the type it loads, converts to or makes. Operators work lane by lane, a scalar operand is
 broadcast, and `>>` on integers is the logical shift. Addresses are int64 and need no alignment. All is generic LLVM IR
-that compiles for any CPU; what depends on the CPU is in dot.py, and in the loads of 16-bit floats.
+that compiles for any CPU; what depends on the CPU is in machine.py.
 """
 
 import numpy as np
@@ -10,17 +10,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .cpu import HALF
 from .jit import device
 from .vector import (
     SCALARS,
-    F32x2,
     F32x4,
     F32x8,
     I8x8,
     I8x16,
-    I8x32,
-    I16x8,
     I32x8,
     Vector,
     as_element,
@@ -66,53 +62,11 @@ def _joiner(half, whole):
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
-load_i8x8, load_i8x16, load_i8x32 = _loader(I8x8), _loader(I8x16), _loader(I8x32)
-load_f32x2, load_f32x4, load_f32x8 = _loader(F32x2), _loader(F32x4), _loader(F32x8)
+load_i8x8 = _loader(I8x8)
+load_f32x4, load_f32x8 = _loader(F32x4), _loader(F32x8)
 load_u16 = _scalar_loader(types.int64, ir.IntType(16), lambda b, v: b.zext(v, ir.IntType(64)))
-load_u32 = _scalar_loader(types.int64, ir.IntType(32), lambda b, v: b.zext(v, ir.IntType(64)))
-load_i64 = _scalar_loader(types.int64, ir.IntType(64))
 load_i32 = _scalar_loader(types.int64, _I32, lambda b, v: b.sext(v, ir.IntType(64)))
 load_f32 = _scalar_loader(types.float32, ir.FloatType())
-
-
-def _as_lanes(of, value: int):
-    return ir.Constant(of, [_I32(value)] * 8 if isinstance(of, ir.VectorType) else value)
-
-
-def _extend_bf16(builder, bits, integer, real):
-    """A bfloat16 is the upper half of a float32."""
-    return builder.bitcast(builder.shl(builder.zext(bits, integer), _as_lanes(integer, 16)), real)
-
-
-def _extend_f16(builder, bits, integer, real):
-    """One instruction, or on CPUs without it: move the exponent to its place, then rebias it by an exact product."""
-    if HALF:
-        half = ir.VectorType(ir.HalfType(), 8) if isinstance(real, ir.VectorType) else ir.HalfType()
-        return builder.fpext(builder.bitcast(bits, half), real)
-    wide = builder.zext(bits, integer)
-    magnitude = builder.shl(builder.and_(wide, _as_lanes(integer, 0x7FFF)), _as_lanes(integer, 13))
-    rebias = builder.bitcast(_as_lanes(integer, (127 + 112) << 23), real)  # 2^112
-    value = builder.bitcast(builder.fmul(builder.bitcast(magnitude, real), rebias), integer)
-    infinite = builder.icmp_unsigned(">=", magnitude, _as_lanes(integer, 0x7C00 << 13))
-    value = builder.select(infinite, builder.or_(value, _as_lanes(integer, 0x7F800000)), value)
-    sign = builder.shl(builder.and_(wide, _as_lanes(integer, 0x8000)), _as_lanes(integer, 16))
-    return builder.bitcast(builder.or_(value, sign), real)
-
-
-def _half_loader(result, bits, integer, real, extend):
-    """Loads 16-bit floats of either kind as float32."""
-
-    def emit(builder, address):
-        value = builder.load(pointer(builder, address), typ=bits)
-        value.align = 1
-        return extend(builder, value, integer, real)
-
-    return unary(types.int64, result, emit)
-
-
-_ONE, _EIGHT = (types.float32, ir.IntType(16), _I32, ir.FloatType()), (F32x8, I16x8.llvm, I32x8.llvm, F32x8.llvm)
-load_f16, load_f16x8 = _half_loader(*_ONE, _extend_f16), _half_loader(*_EIGHT, _extend_f16)
-load_bf16, load_bf16x8 = _half_loader(*_ONE, _extend_bf16), _half_loader(*_EIGHT, _extend_bf16)
 
 
 @intrinsic
@@ -150,27 +104,7 @@ def lane(typing, vector, index):
     return SCALARS[vector.element](vector, types.int64), codegen
 
 
-@intrinsic
-def spread(typing, vector, pair):
-    """Lanes 2 pair and 2 pair + 1, each four times: the scales of two groups of 16 over the lanes of a `dot`.
-
-    One shuffle where `pair` is constant.
-    """
-
-    def codegen(context, builder, signature, a):
-        first = builder.shl(builder.trunc(a[1], _I32), _I32(1))
-        halves = [
-            broadcast(builder, builder.extract_element(a[0], index), 4)
-            for index in (first, builder.add(first, _I32(1)))
-        ]
-        return shuffled(builder, halves[0], halves[1], range(8))
-
-    return F32x8(F32x8, types.int64), codegen
-
-
-join_i8x8, join_i8x16 = _joiner(I8x8, I8x16), _joiner(I8x16, I8x32)
-spread_f32x2 = shuffle(F32x2, [0] * 4 + [1] * 4)  # two 16-groups' scales, each over the 4 lanes of its products
-double_low, double_high = shuffle(F32x8, [0, 0, 1, 1, 2, 2, 3, 3]), shuffle(F32x8, [4, 4, 5, 5, 6, 6, 7, 7])
+join_i8x8 = _joiner(I8x8, I8x16)
 
 
 # ---- conversions ----------------------------------------------------------------------------------------------------
@@ -181,7 +115,6 @@ def _conversion(operation, source, target):
 
 
 i32_from_i8 = _conversion("sext", I8x8, I32x8)
-i32_from_u8 = _conversion("zext", I8x8, I32x8)
 i8_from_i32 = _conversion("trunc", I32x8, I8x8)
 f32_from_i32 = _conversion("sitofp", I32x8, F32x8)
 f32_bits = _conversion("bitcast", I32x8, F32x8)
@@ -189,23 +122,6 @@ i32_bits = _conversion("bitcast", F32x8, I32x8)
 f32_from_bits = unary(types.int32, types.float32, lambda builder, a: builder.bitcast(a, ir.FloatType()))
 i32_from_f32 = _conversion("fptosi", F32x8, I32x8)
 round_even = unary(F32x8, F32x8, lambda builder, a: call(builder, "llvm.rint.v8f32", F32x8.llvm, a))
-
-
-@intrinsic
-def i8x8_from_i64(typing, bits):
-    """The 8 bytes of an int64, lowest first."""
-    return I8x8(types.int64), lambda context, builder, signature, a: builder.bitcast(a[0], I8x8.llvm)
-
-
-@intrinsic
-def mask_from_bits(typing, bits):
-    """32 bits -> 32 bytes, 0xFF where the bit is set."""
-
-    def codegen(context, builder, signature, a):
-        flags = builder.bitcast(builder.trunc(a[0], _I32), ir.VectorType(ir.IntType(1), 32))
-        return builder.sext(flags, I8x32.llvm)
-
-    return I8x32(types.int64), codegen
 
 
 # ---- arithmetic-----------------------------------------------------------------------------------------------------
