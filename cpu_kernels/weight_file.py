@@ -3,7 +3,7 @@ interleaves them from there.
 
 The work is a table of units, each some 16-row groups of a tensor. `pread` in compiled code copies a unit out of the
 page cache, or waits for the disk; unlike with a mapped file no page is mapped, and a file cut short is an error code.
-256 MB from the page cache into memory that is mapped already go at 6 to 8 GB/s on 2 cores of a Zen 4; new memory is slower.
+256 MB from the page cache into memory that is mapped already: 6 to 8 GB/s on 2 cores of a Zen 4. New memory is slower.
 """
 
 from typing import Any
