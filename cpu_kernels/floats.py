@@ -11,7 +11,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .lanes import F32, I64, Lanes, Memory, splat, vector
-from .machine import LANES, MACHINE
+from .machine import LANES
+from .tile import multiplier
 
 PART = 32  # values added up before they join the total
 
@@ -77,24 +78,7 @@ def emit_columns(builder, form: type[FloatFormat], columns: int, arguments) -> N
 
 def float_multiplier(form: type[FloatFormat]) -> Any:
     """The intrinsic multiply of tile.multiplier; `blocks` are values, columns are float32."""
-
-    @intrinsic
-    def multiply(typing, weights, groups, blocks, columns, x_list, y_list, y_offset):
-        def codegen(context, builder, signature, a):
-            end = builder.append_basic_block("end")
-            switch = builder.switch(a[3], end)
-            for columns in MACHINE.COLUMNS:
-                case = builder.append_basic_block(f"columns{columns}")
-                switch.add_case(I64(columns), case)
-                builder.position_at_end(case)
-                emit_columns(builder, form, columns, [*a[:3], *a[4:]])
-                builder.branch(end)
-            builder.position_at_end(end)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 7), codegen
-
-    return multiply
+    return multiplier(form, emit_columns)
 
 
 def float_dequantizer(form: type[FloatFormat]) -> Any:

@@ -10,6 +10,7 @@ One Zen 4 core, Q4_K rows of 7168 values in its cache: 48 GB/s x 1 column, 310 G
 and 211 GFLOP/s (x 4).
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from numba import types
@@ -184,24 +185,24 @@ def emit_columns(builder, form: type[Format], columns: int, arguments) -> None:
             y.moved(offset).store(tile.total(column))
 
 
-def multiplier(form: type[Format]) -> Any:
+def multiplier(form: type, emit: Callable[[Any, Any, int, list[Any]], None] = emit_columns) -> Any:
     """The intrinsic multiply(weights, groups, blocks, columns, x_list, y_list, y_offset).
 
     `groups` row groups of `blocks` blocks times the columns at the addresses in x_list; their number is one of
-    MACHINE.COLUMNS. Row r of column c goes to y_list[c] + y_offset + 4r.
+    MACHINE.COLUMNS. Row r of column c goes to y_list[c] + y_offset + 4r. `emit` writes the code of one number of
+    columns: emit_columns, or floats.emit_columns for plain numbers.
     """
 
     @intrinsic
     def multiply(typing, weights, groups, blocks, columns, x_list, y_list, y_offset):
         def codegen(context, builder, signature, a):
-            arguments = [*a[:3], *a[4:]]
             end = builder.append_basic_block("end")
             switch = builder.switch(a[3], end)
             for columns in MACHINE.COLUMNS:
                 case = builder.append_basic_block(f"columns{columns}")
                 switch.add_case(I64(columns), case)
                 builder.position_at_end(case)
-                emit_columns(builder, form, columns, arguments)
+                emit(builder, form, columns, [*a[:3], *a[4:]])
                 builder.branch(end)
             builder.position_at_end(end)
             return context.get_dummy_value()
