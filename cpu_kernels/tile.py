@@ -22,6 +22,10 @@ from .lanes import F32, I8, I16, I32, I64, Lanes, Memory, splat, transposed, vec
 from .machine import LANES, MACHINE
 
 BLOCK = 32  # values that share an activation scale
+# Tiles of so many columns and more compute longer on a line of weights than the memory takes to bring it, but the CPU
+# by itself fetches up to the end of a page only: ask for what comes this many bytes later. A V3 layer in Q4_K gains a
+# quarter at 16 columns an expert, a third at 8; one column loses (Q6_K a fifth), because the memory is never idle.
+FETCHING, AHEAD = 4, 4096
 
 
 class Format:
@@ -119,7 +123,11 @@ class _Group:
     def block(self, words: Memory, half: Memory, xs: list[Memory]) -> None:
         """One block of the format."""
         form = self.form(words, half)
-        for b in range(form.VALUES // BLOCK):
+        parts = form.VALUES // BLOCK
+        for b in range(parts):
+            if self.columns >= FETCHING:
+                for line in range(b * form.words() // parts, (b + 1) * form.words() // parts):
+                    (words + (AHEAD + 64 * line)).prefetch()
             records = [x + RECORD_BYTES * b for x in xs]
             sums = [self.dots(form, b, part, records) for part in range(form.SCALES)]
             scales = form.scales(b)
