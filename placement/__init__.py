@@ -1,1 +1,1 @@
-"""The placement planner: pure arithmetic on the standard library. Not built yet: everything is computed on the CPU."""
+"""The placement planner: what fits where, and how fast it will be. Pure arithmetic on the standard library, no I/O."""

@@ -1,0 +1,108 @@
+"""Frozen dataclasses as JSON documents and back, strictly: every key must be there, none may be unknown.
+
+Field types: int, float, str, bool, Literal, dataclasses, X | None, tuple[X, ...], tuple[X, Y]. Numbers are never
+negative here, and always finite; tuples are lists in JSON.
+"""
+
+import types
+from dataclasses import fields, is_dataclass
+from functools import cache
+from math import isfinite
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from placement.errors import InvalidDocument
+
+T = TypeVar("T")
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+class Document:
+    """Base of the frozen dataclasses: their values are checked when they are made, and they read and write JSON."""
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            _check(getattr(self, name), hint, f"{type(self).__name__}.{name}")
+
+    def to_json(self) -> dict[str, Any]:
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_json(cls: type[T], document: Any) -> T:
+        """Raises InvalidDocument, which names the key."""
+        return _made(document, cls, cls.__name__)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Document):
+        return value.to_json()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _made(value: Any, hint: Any, where: str) -> Any:
+    """`value` of a JSON document as a value of the type `hint`."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_dataclass(hint):
+        return _made_dataclass(value, hint, where)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _made(value, next(item for item in arguments if item is not type(None)), where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _wrong(where, value, "a list")
+        items = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(items) != len(value):
+            raise _wrong(where, value, f"a list of {len(items)}")
+        return tuple(
+            _made(item, kind, f"{where}[{i}]") for i, (item, kind) in enumerate(zip(value, items, strict=True))
+        )
+    _check(value, hint, where)
+    return float(value) if hint is float else value
+
+
+def _made_dataclass(value: Any, hint: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _wrong(where, value, "an object")
+    hints = _hints(hint)
+    for keys, problem in ((sorted(hints.keys() - value.keys()), "missing"), (value.keys() - hints.keys(), "unknown")):
+        if keys:
+            names = ", ".join(map(repr, sorted(map(str, keys))))
+            known = f"{hint.__name__} has the keys {', '.join(hints)}"
+            raise InvalidDocument(f"{where}: {problem} keys: {names:.200}", known, "correct the document")
+    return hint(**{name: _made(value[name], kind, f"{where}.{name}") for name, kind in hints.items()})
+
+
+def _check(value: Any, hint: Any, where: str) -> None:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if not (isinstance(value, str) and value in arguments):
+            raise _wrong(where, value, "one of " + ", ".join(map(repr, arguments)))
+    elif origin in (Union, types.UnionType):
+        if value is not None or type(None) not in arguments:
+            _check(value, next(item for item in arguments if item is not type(None)), where)
+    elif origin is tuple:
+        _check_tuple(value, arguments, where)
+    elif hint is int or hint is float:
+        kinds = (int,) if hint is int else (int, float)
+        if type(value) not in kinds or not isfinite(value) or value < 0:
+            raise _wrong(where, value, "an integer, 0 or more" if hint is int else "a finite number, 0 or more")
+    elif not isinstance(value, hint):
+        raise _wrong(where, value, f"a {hint.__name__}")
+
+
+def _check_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> None:
+    if not isinstance(value, tuple):
+        raise _wrong(where, value, "a tuple")
+    items = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+    if len(items) != len(value):
+        raise _wrong(where, value, f"a tuple of {len(items)}")
+    for i, (item, kind) in enumerate(zip(value, items, strict=True)):
+        _check(item, kind, f"{where}[{i}]")
+
+
+def _wrong(where: str, value: Any, wanted: str) -> InvalidDocument:
+    return InvalidDocument(f"{where} = {value!r:.80}", f"needed is {wanted}", "correct it")
