@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from .lanes import F32, I64, Lanes, Memory, splat, vector
 from .machine import LANES
-from .tile import multiplier
+from .tile import AHEAD, FETCHING, multiplier
 
 PART = 32  # values added up before they join the total
 
@@ -69,7 +69,12 @@ def emit_columns(builder, form: type[FloatFormat], columns: int, arguments) -> N
         start = Memory(builder, weights).moved(builder.mul(group.index, size))
         tile.clear(tile.totals)
         with cgutils.for_range(builder, parts) as loop:
-            tile.values(start, builder.mul(loop.index, I64(PART)), I64(PART))
+            first = builder.mul(loop.index, I64(PART))
+            if columns >= FETCHING:
+                ahead = start.moved(builder.mul(first, I64(form.BYTES * LANES))) + AHEAD
+                for line in range(0, PART * form.BYTES * LANES, 64):
+                    (ahead + line).prefetch()
+            tile.values(start, first, I64(PART))
         tile.values(start, builder.mul(parts, I64(PART)), rest)
         offset = builder.mul(group.index, I64(4 * LANES))
         for y, result in zip(ys, tile.results(), strict=True):
