@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
@@ -71,10 +72,10 @@ def arena_bytes(slots: list[Slot]) -> int:
     return slots[-1].start + slots[-1].nbytes
 
 
-def place(slots: list[Slot], arena: np.ndarray) -> dict[str, Tensor]:
-    """The tensors as they lie in the arena, uint8 [arena_bytes]."""
+def place(slots: list[Slot], arena: np.ndarray, path: Path | None = None) -> dict[str, Tensor]:
+    """The tensors as they lie in the arena, uint8 [arena_bytes], which is memory or the mapped file `path`."""
     tensors = {}
     for slot in slots:
         data = arena[slot.start : slot.start + slot.nbytes].reshape(slot.shape)
-        tensors[slot.name] = replace(slot.tensor, name=slot.name, data=data, layout=slot.layout)
+        tensors[slot.name] = replace(slot.tensor, name=slot.name, data=data, layout=slot.layout, path=path)
     return tensors

@@ -8,7 +8,8 @@ import numpy as np
 from cpu_kernels import Pool
 from hetero.cache import LatentCache
 from hetero.config import ModelConfig, RunConfig
-from hetero.errors import RequestError
+from hetero.errors import FileError, RequestError
+from hetero.file_faults import file_faults
 from hetero.gguf import GGUFFile
 from hetero.model import Batch, Model
 from hetero.sampler import Sampler, Sampling
@@ -29,6 +30,7 @@ class Engine:
         self.context = cache.context
         self.model: Model = place_weights(file, config, pool)
         self.telemetry = Telemetry()
+        self.failure: FileError | None = None  # that ended a pass: its pool cannot be used any more
         self.requests = 0  # begun so far; an answer cannot go on once another request has changed the cache
 
     def generate(
@@ -101,7 +103,12 @@ class Engine:
         return logits
 
     def forward(self, ids: list[int], logits_at: Iterable[int]) -> np.ndarray | None:
-        """One pass over the next tokens of the first sequence. A pass that fails or is interrupted leaves no token."""
+        """One pass over the next tokens of the first sequence. A pass that fails or is interrupted leaves no token.
+
+        FileError where mapped weights cannot be read; from then on always.
+        """
+        if self.failure is not None:
+            raise self.failure
         before = len(self.cache.tokens[0])
         try:
             positions = self.cache.extend(0, ids)
@@ -113,9 +120,11 @@ class Engine:
                 lengths=np.array([len(tokens) for tokens in self.cache.tokens], np.int32),
                 logits_at=np.asarray(logits_at, np.int64),
             )
-            return self.model.forward(batch, self.cache.layers)
-        except BaseException:
+            with file_faults(self.file):
+                return self.model.forward(batch, self.cache.layers)
+        except BaseException as error:
             self.cache.truncate(0, before)
+            self.failure = error if isinstance(error, FileError) else None
             raise
 
     def checked(self, ids: Sequence[int]) -> list[int]:

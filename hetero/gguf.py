@@ -33,6 +33,7 @@ class Tensor:
     layout: str = "gguf"
     file: int = 0  # index in GGUFFile.paths
     offset: int = 0  # of its first byte in that file
+    path: Path | None = None  # of the mapped file that `data` is a view of; None: it is in memory
 
     @property
     def nbytes(self) -> int:
@@ -130,7 +131,7 @@ def _add_tensors(tensors: dict[str, Tensor], header: Header, data: np.ndarray, p
             raise FileError(f"{path}: the tensor {info.name!r} stands twice", "", DAMAGED)
         start = header.data_start + info.offset
         rows = data[start : start + info.nbytes].reshape(*info.shape[:-1], -1)
-        tensors[info.name] = Tensor(info.name, info.shape, info.type, rows, file=number, offset=start)
+        tensors[info.name] = Tensor(info.name, info.shape, info.type, rows, file=number, offset=start, path=path)
 
 
 def _split_paths(first: Path, metadata: dict[str, Any]) -> tuple[Path, ...]:

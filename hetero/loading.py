@@ -1,13 +1,14 @@
 """From a path to an engine and its tokenizer, refusing what cannot work before kernels compile or weights are read."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hetero.arena import Slot, arena_bytes, place, plan
 from hetero.config import ModelConfig, RunConfig
 from hetero.errors import FileError, RequestError, ResourceError, UnsupportedError
+from hetero.file_faults import file_faults
 from hetero.free_memory import free_memory
 from hetero.gguf import GGUFFile, Tensor, open_gguf
 from hetero.prefetch import prefetch
@@ -59,7 +60,7 @@ def load(
         from hetero.engine import Engine  # here: naming the kernels compiles them
 
         pool = undo.enter_context(Pool(chosen_threads(run)))
-        with file_faults(weights):
+        with file_faults(file):
             file.tensors = weights.tensors(pool, report)
             report(kernels, 0, 0)
             engine = Engine(file, config, run, cache, pool)
@@ -76,7 +77,6 @@ class WeightSource:
         self, file: GGUFFile, slots: list[Slot], run: RunConfig, cache_bytes: int, notice: Callable[[str], None]
     ):
         self.file, self.slots, self.run, self.notice = file, slots, run, notice
-        self.path = file.paths[0]  # of what is mapped
         self.needed = arena_bytes(slots) + cache_bytes + WORKING_BYTES
         self.free = free_memory()
         self.mapped = run.mmap is True or self.needed > self.free
@@ -123,7 +123,6 @@ class WeightSource:
 
         slots = split(self.slots, pool)
         cache = WeightsCache(directory, self.file, slots)
-        self.path = cache.path
         arena = cache.map()
         if arena is None:
             if cache.problem:
@@ -132,22 +131,7 @@ class WeightSource:
             arena = cache.write(lambda arena: reader.fill(arena, progress))
         elif self.needed <= self.free:
             prefetch([(cache.path, 0, cache.nbytes)])
-        return place(slots, arena)
-
-
-@contextmanager
-def file_faults(weights: WeightSource) -> Iterator[None]:
-    """What a kernel meets in a mapped file that was cut short, or whose disk failed, becomes a FileError."""
-    from cpu_kernels.pool import WorkerFault
-
-    try:
-        yield
-    except WorkerFault as fault:
-        if fault.signal != "SIGBUS":
-            raise
-        found = f"{weights.path}: its mapped weights could not be read"
-        limit = "it, or a file beside it, was cut short, or the disk failed"
-        raise FileError(found, limit, "check files and disk, then load the model again") from fault
+        return place(slots, arena, cache.path)
 
 
 def chosen_threads(run: RunConfig) -> int:

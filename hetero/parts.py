@@ -81,30 +81,14 @@ def time_by_part(engine: "Engine", ids: list[int]) -> dict[str, float]:
 
     The first of at least two is not counted: its pass is recorded.
     """
-    stamps = Stamps(engine.pool)
-    twin = stamped(engine.model, stamps)
-    _feed(engine, twin, ids[0])
+    stamps, twin = Stamps(engine.pool), copy(engine)
+    twin.model = stamped(engine.model, stamps)
+    twin.scores([ids[0]])
     spans, total = len(stamps.spans), dict.fromkeys(PARTS, 0.0)
     for id in ids[1:]:
         started = perf_counter()
-        _feed(engine, twin, id)
+        twin.scores([id])
         whole, found = perf_counter() - started, stamps.seconds(spans)
         found["other"] = whole - sum(found.values())
         total = {part: total[part] + found[part] for part in PARTS}
     return {part: seconds / (len(ids) - 1) for part, seconds in total.items()}
-
-
-def _feed(engine: "Engine", model: "Model", id: int) -> None:
-    """One pass of `model` over the next token of the engine's sequence."""
-    from hetero.model import Batch
-
-    cache = engine.cache
-    batch = Batch(
-        ids=np.array([id], np.int64),
-        positions=cache.extend(0, [id]),
-        sequence=np.zeros(1, np.int32),
-        block_table=cache.block_table,
-        lengths=np.array([len(tokens) for tokens in cache.tokens], np.int32),
-        logits_at=np.zeros(1, np.int64),
-    )
-    model.forward(batch, cache.layers)

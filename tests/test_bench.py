@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -216,15 +217,15 @@ def test_stamps_change_nothing(hetero_alone: contest.Hetero) -> None:
 
 
 def test_a_recorded_pass_is_stamped_at_every_replay(hetero_alone: contest.Hetero) -> None:
-    engine = hetero_alone.engine
+    engine = copy(hetero_alone.engine)
     stamps = parts.Stamps(engine.pool)
-    twin = parts.stamped(engine.model, stamps)
+    engine.model = parts.stamped(engine.model, stamps)
     engine.forget()
-    parts._feed(engine, twin, 1)
+    engine.scores([1])
     spans = len(stamps.spans)
     assert spans == 2 * len(engine.model.blocks) + 1
     ends = stamps.spans[-1][2].copy()
-    parts._feed(engine, twin, 2)
+    engine.scores([2])
     assert len(stamps.spans) == spans and stamps.spans[0][1] > ends, "replayed, with new times"
 
 

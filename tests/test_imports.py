@@ -12,7 +12,7 @@ LOCAL = ("cli", "hetero", *LEAVES)
 # Rows of hetero/, bottom first: a module may import modules of the rows below, and of its own row those to its left.
 ROWS = [
     ["errors", "telemetry", "probe", "quant_types", "sizes", "free_memory", "demo"],
-    ["gguf_header", "gguf"],
+    ["gguf_header", "gguf", "file_faults"],
     ["known_models", "metadata", "config"],
     ["tensors", "inspect", "pretokenizers", "tokenizer", "template_worker", "template", "sampler", "thinking"],
     ["rope", "linear", "cache"],

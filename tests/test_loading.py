@@ -123,7 +123,8 @@ def test_file_cut_short_while_it_loads(mmap: bool, model_file, tmp_path: Path) -
     def cut(stage: str, done: int, total: int) -> None:
         os.truncate(path, start)
 
-    with pytest.raises(FileError, match=r"mapped weights could not be read; .*cut short" if mmap else r"was changed"):
+    said = r"model\.gguf: \S+, which is mapped, could not be read; .*cut short" if mmap else "was changed"
+    with pytest.raises(FileError, match=said):
         load(path, RunConfig(context=128, threads=2, mmap=mmap), cut)
 
 
