@@ -24,7 +24,8 @@ class Document:
     """Base of the frozen dataclasses: their values are checked when they are made, and they read and write JSON."""
 
     def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
+        kind: Any = type(self)
+        for name, hint in _hints(kind).items():
             _check(getattr(self, name), hint, f"{type(self).__name__}.{name}")
 
     def to_json(self) -> dict[str, Any]:

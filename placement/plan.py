@@ -72,7 +72,8 @@ class DecodeSpeed(Document):
     tokens_per_second: float
     ceiling_tokens_per_second: float  # serial, by bandwidths alone
     bound_by: Bound
-    overlapped_tokens_per_second: float  # with the shared expert on the GPU while the CPU computes routed ones
+    overlapped_tokens_per_second: float  # the GPU computes its experts while the CPU computes its own
+    overlapped_ceiling_tokens_per_second: float
     parts: tuple[PartSeconds, ...]
 
 
@@ -81,6 +82,7 @@ class PrefillSpeed(Document):
     prompt_tokens: int
     tokens_per_second: float
     bound_by: Bound
+    overlapped_tokens_per_second: float  # experts streamed to the GPU while the CPU computes others
     parts: tuple[PartSeconds, ...]
 
 

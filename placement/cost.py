@@ -1,0 +1,132 @@
+"""What a model costs, whatever the machine: bytes and floating-point operations of its parts, one formula a function.
+
+T tokens of a pass, L tokens in the cache, H heads, C = kv_lora latent, R rope, N nope and V value dimensions of a head,
+Q = q_lora, E experts, k of them used by a token, D hidden size, F width of an expert. A multiply-add is two FLOP.
+"""
+
+from placement.model import Dimensions, Model, Part, Tensor
+
+PAGE = 64  # tokens; the cache is handed out in pages
+CHUNK = 1024  # tokens of a pass on the CPU (hetero.engine.CHUNK)
+# The absorbed form multiplies more slowly by this factor (hetero.attention.EXPANDED_SPEED)
+EXPANDED_SPEED = 1.25
+_CACHE_BYTES = {"f32": (1, 4), "f16": (1, 2), "q8_0": (32, 34)}  # values and bytes of a block
+_READ_WHOLE: tuple[Part, ...] = ("mla", "shared expert", "dense ffn", "head", "router", "norms")
+
+
+def part_bytes(model: Model, part: Part) -> int:
+    """Bytes of all tensors of a part."""
+    return sum(tensor.nbytes for tensor in model.by_part[part])
+
+
+def product_flops(tensor: Tensor, tokens: int) -> int:
+    """A matrix of M x K weights times T columns: each weight is multiplied and added once for each: 2 M K T."""
+    return 2 * tensor.weights * tokens
+
+
+def part_flops(model: Model, part: Part, tokens: int) -> int:
+    """Of a part's products with T tokens. Of the routed experts each token uses k of E; attention over the cache is
+    `absorbed_flops` or `expanded_flops`; the embedding is looked up."""
+    if part in ("embedding", "norms", "nextn", "other"):
+        return 0
+    flops = sum(product_flops(tensor, tokens) for tensor in model.by_part[part] if len(tensor.shape) > 1)
+    if part == "head" and model.tied:
+        flops = sum(product_flops(tensor, tokens) for tensor in model.by_part["embedding"])
+    if part == "routed experts":
+        return flops * model.dimensions.experts_used // model.dimensions.experts
+    return flops
+
+
+def decode_bytes(model: Model, part: Part) -> int:
+    """Bytes that one decoded token reads of a part: all of it, but k of E experts, and a row of the embedding."""
+    whole = part_bytes(model, part)
+    if part == "routed experts":
+        return whole * model.dimensions.experts_used // model.dimensions.experts
+    if part == "embedding":
+        return whole // max(model.dimensions.vocab_size, 1)
+    if part == "head" and model.tied:
+        return part_bytes(model, "embedding")
+    return whole if part in _READ_WHOLE else 0
+
+
+def touched_share(dimensions: Dimensions, tokens: int) -> float:
+    """Expected share of a layer's experts that T tokens touch: 1 - (1 - k/E)^T.
+
+    Each token misses an expert with the probability 1 - k/E. Tokens choose independently here, and every expert is as
+    likely: then groups change nothing, because a group and an expert in it are as likely as any other.
+    """
+    return 1.0 - (1.0 - dimensions.experts_used / dimensions.experts) ** tokens
+
+
+def column_shares(tokens: int, probability: float) -> dict[int, float]:
+    """c -> the share of experts that c of T tokens choose: binomial, C(T, c) p^c (1 - p)^(T - c), each from the last.
+
+    Shares below 1e-9 beyond the most likely c are left out. p T up to some hundreds: (1 - p)^T must not vanish.
+    """
+    if probability >= 1.0:
+        return {tokens: 1.0}
+    share, odds, shares = (1.0 - probability) ** tokens, probability / (1.0 - probability), dict[int, float]()
+    for c in range(tokens + 1):
+        shares[c] = share
+        share *= (tokens - c) / (c + 1) * odds
+        if c > tokens * probability and share < 1e-9:
+            break
+    return shares
+
+
+def pairs(tokens: int, depth: int) -> int:
+    """Pairs of a new token and a token that it attends: `depth` earlier ones, and the new ones up to itself.
+
+    T L + T (T + 1) / 2
+    """
+    return tokens * depth + tokens * (tokens + 1) // 2
+
+
+def absorbed_flops(dimensions: Dimensions, tokens: int, depth: int) -> int:
+    """Of one layer's absorbed attention: scores over C + R values and sums over C, for each head and pair:
+    H (2 (C + R) + 2 C) pairs."""
+    latent, rope = dimensions.kv_lora_rank, dimensions.rope_dim
+    return dimensions.heads * (4 * latent + 2 * rope) * pairs(tokens, depth)
+
+
+def expanded_flops(dimensions: Dimensions, tokens: int, depth: int) -> int:
+    """Of one layer's expanded attention: keys and values of every cached token, H 2 C (N + V), and for each pair
+    scores over N + R and sums over V, H 2 (N + R + V)."""
+    up = dimensions.nope_dim + dimensions.value_dim
+    expand = 2 * dimensions.kv_lora_rank * up * (depth + tokens)
+    return dimensions.heads * (expand + 2 * (up + dimensions.rope_dim) * pairs(tokens, depth))
+
+
+def absorbed_limit(dimensions: Dimensions) -> int:
+    """Up to so many tokens of a pass attention is absorbed (hetero.attention.absorbed_limit): the number at which both
+    forms take as long where the cache is deep, EXPANDED_SPEED (2 C + R) T = C (N + V) + (N + V + R) T."""
+    latent, up = dimensions.kv_lora_rank, dimensions.nope_dim + dimensions.value_dim
+    absorbed, expanded = EXPANDED_SPEED * (2 * latent + dimensions.rope_dim), up + dimensions.rope_dim
+    return int(latent * up / max(absorbed - expanded, 1))
+
+
+def cache_row_bytes(dimensions: Dimensions, kv: str) -> int:
+    """Of one token in one layer: C + R values in whole blocks of the cache's type."""
+    values, size = _CACHE_BYTES[kv]
+    return -(-dimensions.cache_width // values) * size
+
+
+def cache_layer_bytes(dimensions: Dimensions, kv: str, context: int, sequences: int) -> int:
+    """Of one layer, for `sequences` x `context` tokens in whole pages."""
+    return -(-context // PAGE) * PAGE * sequences * cache_row_bytes(dimensions, kv)
+
+
+def activation_bytes(dimensions: Dimensions, tokens: int) -> int:
+    """float32 values that live at once in a pass of T tokens: the residual stream, its norm, the sum and the result
+    (4 D), queries H (N + R), the heads' results H V, latents; those of the absorbed form, 2 H C, for no more tokens
+    than it is used for; and gate, up of the widest network, k experts and the shared ones side by side."""
+    d = dimensions
+    width = max(2 * d.intermediate_size, 2 * (d.experts_used + d.shared_experts) * d.expert_intermediate_size)
+    heads = d.heads * (d.nope_dim + d.rope_dim + d.value_dim) + d.q_lora_rank + d.cache_width
+    absorbed = 2 * d.heads * d.kv_lora_rank * min(tokens, absorbed_limit(d))
+    return 4 * (tokens * (4 * d.hidden_size + heads + width) + absorbed)
+
+
+def expansion_bytes(dimensions: Dimensions) -> int:
+    """W_uk and W_uv of one layer as float32, which expanded attention needs: 4 H C (N + V)."""
+    return 4 * dimensions.heads * dimensions.kv_lora_rank * (dimensions.nope_dim + dimensions.value_dim)
