@@ -89,6 +89,9 @@ def _first_few(count: int, type: str, rest: str | None = None) -> Rule:
     return lambda spot: type if spot.index < count else rest
 
 
+KV_PATH = ("attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight")
+
+
 def _dynamic_down(spot: Spot) -> str | None:
     """Routed experts stay small, but for the first three layers that have any."""
     if "_exps" not in spot.name:
@@ -108,7 +111,6 @@ DYNAMIC: dict[str, Rule] = {
     "attn_output": "Q4_K",
     "attention": lambda spot: "Q6_K" if spot.name.endswith(KV_PATH) else "Q4_K",
 }
-KV_PATH = ("attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight")
 
 QUANTIZATIONS: dict[str, Quantization] = {
     "q8_0": Quantization("Q8_0", {"output": "Q8_0"}),
