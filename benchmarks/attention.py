@@ -6,7 +6,6 @@ Each line stands under its ceiling: multiply-adds on registers alone, on the sam
 because a shared machine drifts. One JSON document with everything comes last, on stdout; the table goes to stderr.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from benchmarks.options import integers, parser
 from benchmarks.setting import setting
 from benchmarks.turns import QUIET, Contender, take_turns
 from cpu_kernels import Pool, cache_layer, mla_absorbed, mla_expanded, write_cache
@@ -121,19 +121,17 @@ def line(case: dict[str, object]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--depths", default="64,256,1024,4096,16384", help="of one decoded token")
-    parser.add_argument("--prefill", type=int, default=4096, help="depth of the last chunk of a prompt; 0: none")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each case, at least")
-    options = parser.parse_args()
+    arguments = parser(__doc__, threads=[1, 2], seconds=1.0)
+    arguments.add_argument("--depths", type=integers, default=[64, 256, 1024, 4096, 16384], help="of one decoded token")
+    arguments.add_argument("--prefill", type=int, default=4096, help="depth of the last chunk of a prompt; 0: none")
+    options = arguments.parse_args()
     if 0 < options.prefill < CHUNK:
-        parser.error(f"--prefill {options.prefill} is less than the {CHUNK} tokens of a chunk")
-    cases = [("decode", kv, int(depth)) for kv in ("f16", "q8_0") for depth in options.depths.split(",")]
+        arguments.error(f"--prefill {options.prefill} is less than the {CHUNK} tokens of a chunk")
+    cases = [("decode", kv, depth) for kv in ("f16", "q8_0") for depth in options.depths]
     if options.prefill:
         cases.append(("prefill", "f16", options.prefill))
     results = []
-    for threads in map(int, options.threads.split(",")):
+    for threads in options.threads:
         with Pool(threads) as pool:
             for model, heads in MODELS.items():
                 for part, kv, depth in cases:

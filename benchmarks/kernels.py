@@ -12,20 +12,17 @@ The table goes to stderr, one JSON document comes last, on stdout.
 """
 
 import argparse
-import json
-import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from itertools import cycle
-from statistics import median
 
 import numpy as np
 
+from benchmarks import beside_ggml
 from benchmarks.ggml import Ggml, Product, aligned
-from benchmarks.setting import setting
-from benchmarks.turns import QUIET, Contender, take_turns
+from benchmarks.options import integers, names
+from benchmarks.turns import Contender, take_turns
 from cpu_kernels import SUPPORTED, Matrix, Pool, interleave, linear
 from cpu_kernels.bandwidth import Reader
-from cpu_kernels.topology import default_threads
 from tests.random_weights import random_weights
 
 ROW = 7168  # values
@@ -106,63 +103,30 @@ class Case:
                 product.close()
 
 
-def line(row: dict) -> str:
-    best = row["seconds"][row["best_other"]]
-    scale = row["seconds"]["hetero"] / best
-    disturbed = "   disturbed" * (row["waited"] > QUIET)
+def head(row: dict) -> str:
     return (
         f"{row['type']:>8} x {row['columns']:<4}{row['place']:>7}"
         f"{row['bytes_per_second'] / 1e9:8.1f} GB/s{row['flops_per_second'] / 1e9:8.1f} GFLOP/s"
-        f"  of read {row['share_of_read']:5.0%}   {row['best_other']:<16}"
-        f"{row['bytes_per_second'] * scale / 1e9:8.1f}{row['flops_per_second'] * scale / 1e9:8.1f}"
-        f"   ratio {row['ratio_of_medians']:5.2f} {row['median_of_ratios']:5.2f}"
-        f"   deviation {row['deviation']:.1e}{disturbed}"
+        f"  of read {row['share_of_read']:5.0%}"
     )
 
 
-def integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-def names(text: str) -> list[str]:
-    return text.split(",")
-
-
-def measure_all(options: argparse.Namespace, show: Callable[[str], None]) -> dict[str, object]:
-    results = []
-    with Pool(options.threads) as pool, Ggml(options.threads) as ggml:
-        reader = Reader(pool)
-        read = median(reader.read() for _ in range(50))
-        show(f"{options.threads} threads, read bandwidth {read / 1e9:.1f} GB/s")
-        for type in options.types:
-            for place in options.places:
-                columns = [n for n in options.columns if place == "cache" or n <= FROM_MEMORY]
-                case = Case(pool, ggml, type, place, options.layout)
-                for n in columns:
-                    results.append(case.measure(n, reader, options.seconds))
-                    show(line(results[-1]))
-                case.close()
-    return {
-        "threads": options.threads,
-        "layout": options.layout,
-        "read_bytes_per_second": read,
-        "results": results,
-        **setting(),
-    }
+def measure(given: argparse.Namespace, pool: Pool, ggml: Ggml, reader: Reader) -> Iterator[dict]:
+    for type in given.types:
+        for place in given.places:
+            columns = [n for n in given.columns if place == "cache" or n <= FROM_MEMORY]
+            case = Case(pool, ggml, type, place, given.layout)
+            for n in columns:
+                yield case.measure(n, reader, given.seconds)
+            case.close()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = beside_ggml.parser(__doc__, seconds=1.0)
     parser.add_argument("--types", type=names, default=sorted(SUPPORTED))
     parser.add_argument("--columns", type=integers, default=[1, 4, 16, 64, 512])
     parser.add_argument("--places", type=names, default=list(ROWS), help="memory, cache")
-    parser.add_argument("--layout", choices=["x16", "gguf"], default="x16", help="of ours; gguf: as in the file")
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each case")
-    parser.add_argument("--json", action="store_true", help="the document alone, without the table")
-    options = parser.parse_args()
-    show = (lambda text: None) if options.json else (lambda text: print(text, file=sys.stderr, flush=True))
-    print(json.dumps(measure_all(options, show)))
+    beside_ggml.run(parser.parse_args(), measure, head)
 
 
 if __name__ == "__main__":

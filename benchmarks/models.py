@@ -22,9 +22,8 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.kernels import integers, names
+from benchmarks.options import integers, names, parser
 from benchmarks.setting import setting
-from cpu_kernels.topology import default_threads
 from hetero.config import RunConfig
 from hetero.contest import Apart
 from hetero.free_memory import free_memory
@@ -103,18 +102,17 @@ def summary(times: Times, options: argparse.Namespace, report: dict) -> list[dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file")
-    parser.add_argument("--depths", type=integers, default=[0])
-    parser.add_argument("--prompts", type=integers, default=[512])
-    parser.add_argument("--generate", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--kv", default="f16")
-    parser.add_argument("--engines", type=names, default=list(ENGINES), help=", ".join(ENGINES))
-    parser.add_argument("--all-logits", action="store_true", help="of prompts, in both engines")
-    parser.add_argument("--apart", action="store_true", help="one engine in memory at a time, also where all fit")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("file")
+    arguments.add_argument("--depths", type=integers, default=[0])
+    arguments.add_argument("--prompts", type=integers, default=[512])
+    arguments.add_argument("--generate", type=int, default=32)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--kv", default="f16")
+    arguments.add_argument("--engines", type=names, default=list(ENGINES), help=", ".join(ENGINES))
+    arguments.add_argument("--all-logits", action="store_true", help="of prompts, in both engines")
+    arguments.add_argument("--apart", action="store_true", help="one engine in memory at a time, also where all fit")
+    options = arguments.parse_args()
     report = inspect_file(options.file)
     context = max(*options.prompts, *(depth + options.generate + 1 for depth in options.depths))
     ids = np.random.default_rng(0).integers(0, report["config"]["vocab_size"], context).tolist()

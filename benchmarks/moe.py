@@ -14,20 +14,16 @@ The table goes to stderr, one JSON document comes last, on stdout.
 """
 
 import argparse
-import json
-import sys
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from benchmarks import beside_ggml
 from benchmarks.ggml import Experts, Ggml, aligned
-from benchmarks.kernels import integers, names
-from benchmarks.setting import setting
-from benchmarks.turns import QUIET, Contender, take_turns
+from benchmarks.options import integers, names
+from benchmarks.turns import Contender, take_turns
 from cpu_kernels import Matrix, Pool, interleave, linear, routed_experts
 from cpu_kernels.bandwidth import Reader
-from cpu_kernels.topology import default_threads
 from tests.random_weights import random_weights
 
 COLUMNS, HIDDEN, EXPERTS, USED = 7168, 2048, 256, 8
@@ -142,55 +138,31 @@ class Layer:
             peer.close()
 
 
-def line(row: dict) -> str:
-    scale = row["seconds"]["hetero"] / row["seconds"][row["best_other"]]
-    disturbed = "   disturbed" * (row["waited"] > QUIET)
+def head(row: dict) -> str:
     return (
         f"{row['layer']:>7} x {row['tokens']:<4} ({row['tokens_per_expert']:.2g} an expert)"
         f"{row['bytes_per_second'] / 1e9:7.1f} GB/s, of read {row['share_of_read']:5.0%}"
-        f"{row['flops_per_second'] / 1e9:8.1f} GFLOP/s, of tile {row['share_of_tile']:5.0%}   {row['best_other']:<16}"
-        f"{row['bytes_per_second'] * scale / 1e9:7.1f}{row['flops_per_second'] * scale / 1e9:8.1f}"
-        f"   ratio {row['ratio_of_medians']:5.2f} {row['median_of_ratios']:5.2f}"
-        f"   deviation {row['deviation']:.1e}{disturbed}"
+        f"{row['flops_per_second'] / 1e9:8.1f} GFLOP/s, of tile {row['share_of_tile']:5.0%}"
     )
 
 
-def measure_all(options: argparse.Namespace, show: Callable[[str], None]) -> dict[str, object]:
-    results = []
-    with Pool(options.threads) as pool, Ggml(options.threads) as ggml:
-        reader = Reader(pool)
-        read = median(reader.read() for _ in range(50))
-        show(f"{options.threads} threads, {options.experts} experts, read bandwidth {read / 1e9:.1f} GB/s")
-        for name in options.layers:
-            layer = Layer(pool, ggml, name, options)
-            for tokens in options.tokens:
-                results.append(layer.measure(tokens, reader, options.seconds))
-                show(line(results[-1]))
-            layer.close()
-            del layer
-    return {
-        "threads": options.threads,
-        "layout": options.layout,
-        "read_bytes_per_second": read,
-        "results": results,
-        **setting(),
-    }
+def measure(given: argparse.Namespace, pool: Pool, ggml: Ggml, reader: Reader) -> Iterator[dict]:
+    tokens = given.tokens or [1, *(per_expert * given.experts // USED for per_expert in (2, 16))]
+    for name in given.layers:
+        layer = Layer(pool, ggml, name, given)
+        for count in tokens:
+            yield layer.measure(count, reader, given.seconds)
+        layer.close()
+        del layer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = beside_ggml.parser(__doc__, seconds=4.0)
     parser.add_argument("--layers", type=names, default=list(LAYERS), help=", ".join(LAYERS))
     parser.add_argument("--tokens", type=integers, help="[1, and 2 and 16 for each expert: 64 and 512 of the whole]")
     parser.add_argument("--experts", type=int, default=64, help=f"of {EXPERTS}")
     parser.add_argument("--contenders", type=names, default=["plain", "rearranged"], help="of ggml")
-    parser.add_argument("--layout", choices=["x16", "gguf"], default="x16", help="of ours; gguf: as in the file")
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each case, at least 3 rounds")
-    parser.add_argument("--json", action="store_true", help="the document alone, without the table")
-    options = parser.parse_args()
-    options.tokens = options.tokens or [1, *(per_expert * options.experts // USED for per_expert in (2, 16))]
-    show = (lambda text: None) if options.json else (lambda text: print(text, file=sys.stderr, flush=True))
-    print(json.dumps(measure_all(options, show)))
+    beside_ggml.run(parser.parse_args(), measure, head)
 
 
 if __name__ == "__main__":
