@@ -1,7 +1,9 @@
 """Activations as the quantized kernels read them: 8-bit codes with one scale for each 32 values.
 
-A column of K values is K/32 records of 48 bytes: 32 codes int8 in -127..127 | scale f32 | three sums f32. A sum is
-scale x (the sum of codes): of the first 16, of the last 16, of all 32; for the formats that have minima or offsets.
+A column of K values is K/32 records of 64 bytes, each a cache line: 32 codes int8 in -127..127 | scale f32 | three
+sums f32 | three starts int32 | 4 bytes unused. A sum is scale x (the sum of codes), a start -128 x (the sum of codes):
+of the first 16, of the last 16, of all 32. Sums are for formats with minima; with a start, shifted right, begins the
+dot product of codes that have an offset.
 """
 
 import numpy as np
@@ -23,8 +25,9 @@ from .simd import (
     store,
 )
 
-CODES, SCALE, SUM_LOW, SUM_HIGH, SUM = 0, 32, 36, 40, 44
-RECORD_BYTES = 48
+CODES, SCALE, SUM_LOW, SUM_HIGH, SUM, START_LOW, START_HIGH, START = 0, 32, 36, 40, 44, 48, 52, 56
+RECORD_BYTES = 64
+START_BITS = 7
 
 
 @device
@@ -53,6 +56,9 @@ def quantize_block(source, record):
     store(record + SUM_LOW, scale * np.float32(low))
     store(record + SUM_HIGH, scale * np.float32(high))
     store(record + SUM, scale * np.float32(low + high))
+    store(record + START_LOW, np.int32(-low << START_BITS))
+    store(record + START_HIGH, np.int32(-high << START_BITS))
+    store(record + START, np.int32(-(low + high) << START_BITS))
 
 
 @device

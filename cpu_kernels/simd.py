@@ -71,13 +71,13 @@ load_f32 = _scalar_loader(types.float32, ir.FloatType())
 
 @intrinsic
 def store(typing, address, value):
-    """Store a vector, or a float32."""
+    """Store a vector, a float32 or an int32."""
 
     def codegen(context, builder, signature, a):
         builder.store(a[1], pointer(builder, a[0])).align = 1
         return context.get_dummy_value()
 
-    if isinstance(value, Vector) or value == types.float32:
+    if isinstance(value, Vector) or value in (types.float32, types.int32):
         return types.void(types.int64, value), codegen
 
 

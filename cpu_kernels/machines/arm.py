@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..lanes import I32, Lanes, Memory, call, join, splat
-from .base import Machine
+from .base import LANES, Machine
 
 
 class NeonDot(Machine):
@@ -20,8 +20,8 @@ class NeonDot(Machine):
             index.builder, call(index.builder, "llvm.aarch64.neon.tbl1.v16i8", index.type, entries, index.value)
         )
 
-    def zero(self):
-        return [splat(self.builder, 0, I32, 4)] * 4
+    def start(self, sums):
+        return [sums.part(i, 4) for i in range(4)]
 
     def add(self, accumulator, w: Lanes, x: Lanes):
         return [self._dots("sdot", sums, w.part(i, 4), x.part(i, 4)) for i, sums in enumerate(accumulator)]
@@ -41,11 +41,13 @@ class NeonI8mm(NeonDot):
     all pairs of columns share. The accumulator of a pair's first column: 8 sums of [row, column] 2 x 2.
     """
 
-    def zeros(self, columns):
+    def begin(self, starts):
         self.held: tuple[Lanes, Sequence[Memory]] | None = None
-        if columns % 2:
-            return super().zeros(columns)
-        return [[splat(self.builder, 0, I32, 4)] * 8 if column % 2 == 0 else [] for column in range(columns)]
+        if len(starts) % 2:
+            return super().begin(starts)
+        zeros = splat(self.builder, 0, I32, LANES)
+        pairs = [[(start or zeros).part(0, 4) for start in starts[i : i + 2]] for i in range(0, len(starts), 2)]
+        return [part for a, b in pairs for part in ([a.pick([0, 4, 0, 4], b)] * 8, [])]  # a start's lanes are all alike
 
     def multiply(self, accumulators, w, xs):
         if len(xs) % 2:

@@ -3,7 +3,7 @@
 A step adds, in every lane, four products of an unsigned weight byte and a signed activation byte. One class for each
 kind of CPU; machine.py chooses.
 
-zeros(n)                        empty accumulators of n columns
+begin(starts)                   accumulators of as many columns; a start is 16 int32 lanes to add to, or None for zeros
 multiply(accumulators, w, x)    step `w` of each column: w[4r + i] · x[i] for i = 0..3 added to lane r; w: 64 bytes,
                                 x: where each column's four bytes lie
 totals(accumulators)            each column's sums as 16 int32 lanes
@@ -16,7 +16,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..lanes import I8, I32, Lanes, Memory, join
+from ..lanes import I8, I32, Lanes, Memory, join, splat
 
 LANES = 16
 
@@ -35,7 +35,8 @@ class Machine:
         """Weight bytes are below 2**bits, or, where `signed` and the machine SIGNED, any."""
         self.builder, self.bits, self.signed = builder, bits, signed
 
-    def zero(self) -> Any:
+    def start(self, sums: Lanes) -> Any:
+        """An accumulator that holds these 16 sums."""
         raise NotImplementedError
 
     def add(self, accumulator: Any, w: Lanes, x: Lanes) -> Any:
@@ -45,8 +46,9 @@ class Machine:
     def total(self, accumulator: Any) -> Lanes:
         raise NotImplementedError
 
-    def zeros(self, columns: int) -> list[Any]:
-        return [self.zero() for _ in range(columns)]
+    def begin(self, starts: Sequence[Lanes | None]) -> list[Any]:
+        zeros = splat(self.builder, 0, I32, LANES)
+        return [self.start(start or zeros) for start in starts]
 
     def multiply(self, accumulators: Sequence[Any], w: Lanes, xs: Sequence[Memory]) -> list[Any]:
         added = [self.add(a, w, x.splat(I32, LANES).bytes()) for a, x in zip(accumulators, xs, strict=True)]

@@ -2,8 +2,8 @@
 
 from llvmlite import ir
 
-from ..lanes import I8, I32, Lanes, splat, vector
-from .base import LANES, Machine
+from ..lanes import I8, I32, Lanes, vector
+from .base import Machine
 
 
 class Generic(Machine):
@@ -21,8 +21,8 @@ class Generic(Machine):
             result = builder.insert_element(result, builder.extract_element(entries, at), I32(i))
         return Lanes(builder, result)
 
-    def zero(self):
-        return [splat(self.builder, 0, I32, LANES)]
+    def start(self, sums):
+        return [sums]
 
     def pin(self, accumulators):
         return list(accumulators)

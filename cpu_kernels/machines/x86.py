@@ -5,7 +5,7 @@ from typing import Any
 from llvmlite import ir
 
 from ..lanes import I8, I16, I32, Lanes, call, join, splat, vector
-from .base import LANES, Machine
+from .base import Machine
 
 
 class _X86(Machine):
@@ -21,8 +21,8 @@ class Vnni512(_X86):
     COLUMNS = (1, 2, 4, 8)
     BYTES = 64
 
-    def zero(self):
-        return [splat(self.builder, 0, I32, LANES)]
+    def start(self, sums):
+        return [sums]
 
     def add(self, accumulator, w: Lanes, x: Lanes):
         value = call(
@@ -39,8 +39,8 @@ class Vnni256(_X86):
 
     SETTLES = True
 
-    def zero(self):
-        return [splat(self.builder, 0, I32, 8)] * 2
+    def start(self, sums):
+        return [sums.part(i, 2) for i in range(2)]
 
     def add(self, accumulator, w: Lanes, x: Lanes):
         return [
@@ -76,8 +76,8 @@ class Avx2(_X86):
         super().__init__(builder, bits, signed)
         self.limit = max(1, 32767 // (2 * 127 * (128 if signed else 2**bits - 1)))
 
-    def zero(self):
-        return [], [], 0
+    def begin(self, starts):
+        return [([], [start.part(i, 2) for i in range(2)] if start else [], 0) for start in starts]
 
     def parts(self, accumulator):
         pairs, sums, _ = accumulator
