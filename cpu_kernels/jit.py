@@ -1,44 +1,13 @@
-"""How every kernel here is compiled: the flags in one place, and the directory where numba keeps the machine code.
+"""How every kernel here is compiled: the flags in one place. Import this module before numba."""
 
-numba's own cache does not notice an edit in another file and does not know the CPU, so the directory's name is a hash
-of this package's sources, the CPU's name and feature flags, and the versions of numba and llvmlite; and of where and
-how old the sources are, because numba compiles again when those change. Import this module before numba.
-"""
-
-import atexit
-import hashlib
-import os
-import shutil
-import tempfile
 from contextlib import suppress
-from pathlib import Path
 
-import llvmlite
-import llvmlite.binding as llvm
 import numba
 from numba import cfunc, njit, types
 
+from . import code_cache
 
-def _cache_directory() -> Path:
-    """A directory of mode 0700 under $XDG_CACHE_HOME/hetero, one for each (sources, CPU, numba) combination."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).resolve().parent.rglob("*.py")):
-        digest.update(f"{source} {source.stat().st_mtime_ns} ".encode() + source.read_bytes())
-    cpu = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
-    overrides = (os.environ.get("NUMBA_CPU_NAME", ""), os.environ.get("NUMBA_CPU_FEATURES", ""))
-    digest.update(repr((cpu, overrides, numba.__version__, llvmlite.__version__)).encode())
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hetero"
-        path = base / f"kernels-{digest.hexdigest()[:16]}"
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)
-    except (OSError, RuntimeError):  # a read-only home, somebody else's directory, no home: for this process alone
-        path = Path(tempfile.mkdtemp(prefix="hetero-kernels-"))
-        atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return path
-
-
-CACHE_DIRECTORY = _cache_directory()
+CACHE_DIRECTORY = code_cache.directory()
 _COMPLETE = CACHE_DIRECTORY / "complete"
 CACHED = _COMPLETE.exists()  # an earlier process has compiled the kernels of a whole model here
 numba.config.CACHE_DIR = str(CACHE_DIRECTORY)

@@ -5,7 +5,6 @@ import mmap
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import gguf
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 
 from cpu_kernels import SUPPORTED, Matrix, Pool, dequantize, embed, interleave, linear, linear_heads_transposed
-from cpu_kernels.jit import _cache_directory
 from cpu_kernels.matrix import load_format
 from tests.random_weights import SCALES, as_multiplied, random_matrix, random_weights, values_of
 
@@ -175,15 +173,6 @@ def test_ids_outside_the_matrix_are_refused(pool):
         with pytest.raises(ValueError, match="rows 0 to 1 exist"):
             embed(pool, matrix, ids)
     assert embed(pool, matrix, []).shape == (0, 32)
-
-
-def test_without_a_home_kernels_are_compiled_for_this_process(monkeypatch):
-    def homeless():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
-    assert _cache_directory().parent == Path(tempfile.gettempdir())
 
 
 LESSER_TYPES = ["Q8_0", "IQ4_XS", "Q4_K", "IQ1_M", "IQ2_XXS", "IQ3_S"]

@@ -1,0 +1,98 @@
+"""What memory must hold beside weights: the cache of the promised contexts, activations, graph and ring buffers."""
+
+from dataclasses import dataclass
+
+from placement.cost import CHUNK, activation_bytes, cache_layer_bytes, expansion_bytes
+from placement.errors import InvalidDocument, PlacementError
+from placement.machine import Machine
+from placement.model import Model
+from placement.plan import Settings
+from placement.predict import GPU_CHUNK
+
+DEFAULT_CONTEXT = 8192
+WORKING = 512 << 20  # Python, compiled kernels (hetero.loading.WORKING_BYTES)
+THREAD = 4 << 20  # scratch memory of a thread
+GPU_CONTEXT = 600 << 20  # of a CUDA context with torch and its kernels, and what its allocator cannot use
+GPU_GRAPH = 128 << 20
+RING_SLOTS, RING_EXPERTS = 3, 8  # buffers through which experts are streamed: one arrives, one is used, one is next
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes. `cache_layer`: of the promised contexts, in one layer."""
+
+    cache_layer: int
+    cpu_buffers: int
+    cpu_buffers_beside_gpu: int
+    gpu_buffers: int
+    vram: int  # that may be used; 0: no GPU
+    nodes: tuple[int, ...]  # that may be used of each
+
+
+def resolve(model: Model, machine: Machine, settings: Settings) -> Settings:
+    """With nothing left to choose but gpu_experts. Raises PlacementError where they cannot be met at all."""
+    d, values = model.dimensions, settings.to_json()
+    for name in ("context", "sequences", "threads"):
+        if values[name] == 0:
+            raise InvalidDocument(f"{name} = 0", "1 or more", f"change --{name}")
+    context = settings.context or min(d.context_length, DEFAULT_CONTEXT)
+    if context > d.context_length:
+        found = f"a context of {context} tokens"
+        limit = f"{model.name} was made for at most {d.context_length}"
+        raise PlacementError(found, limit, f"use --context {d.context_length} or less")
+    if settings.device == "cuda" and machine.gpu is None:
+        raise PlacementError("device 'cuda'", f"{machine.name} has no GPU", "use --device cpu")
+    _check_counts(model, settings)
+    if settings.gpu_experts is not None and settings.gpu_experts > d.experts * len(model.routed_by_layer):
+        found, limit = f"{settings.gpu_experts} experts on the GPU", f"{d.experts} x {len(model.routed_by_layer)} exist"
+        raise PlacementError(found, limit, "lower --gpu-experts")
+    device = settings.device if machine.gpu is not None else "cpu"
+    return Settings(
+        context=context,
+        sequences=settings.sequences,
+        kv=settings.kv,
+        threads=settings.threads or machine.cpu.threads,
+        device=device,
+        gpu_memory=settings.gpu_memory,
+        memory=settings.memory,
+        mmap=settings.mmap,
+        gpu_experts=settings.gpu_experts,
+        expert_counts=settings.expert_counts,
+    )
+
+
+def _check_counts(model: Model, settings: Settings) -> None:
+    if settings.expert_counts is None:
+        return
+    wanted = [model.dimensions.experts] * len(model.routed_by_layer)
+    found = [len(row) for row in settings.expert_counts]
+    if found != wanted:
+        limit = f"{model.name} has {len(wanted)} layers of {model.dimensions.experts} experts"
+        raise PlacementError(f"expert counts of {len(found)} layers", limit, "count the experts of this very model")
+
+
+def budget(model: Model, machine: Machine, settings: Settings) -> Budget:
+    """`settings` as `resolve` returns them."""
+    d = model.dimensions
+    assert settings.context is not None and settings.threads is not None, "settings are resolved first"
+    scratch = WORKING + THREAD * settings.threads + expansion_bytes(d)
+    scratch += model.by_part["embedding"][0].nbytes if model.tied else 0  # a rearranged copy is the head
+    largest = max((sum(t.nbytes for t in ts) for ts in model.routed_by_layer.values()), default=0) // d.experts
+    streams = RING_SLOTS * RING_EXPERTS * largest + 3 * 4 * GPU_CHUNK * d.hidden_size
+    vram = 0 if machine.vram is None or settings.device == "cpu" else machine.vram.bytes
+    return Budget(
+        cache_layer=cache_layer_bytes(d, settings.kv, settings.context, settings.sequences),
+        cpu_buffers=scratch + activation_bytes(d, min(CHUNK, settings.context)),
+        cpu_buffers_beside_gpu=scratch + activation_bytes(d, min(GPU_CHUNK, settings.context)),
+        gpu_buffers=GPU_CONTEXT + GPU_GRAPH + expansion_bytes(d) + activation_bytes(d, CHUNK) + streams,
+        vram=vram if settings.gpu_memory is None else min(vram, settings.gpu_memory),
+        nodes=_nodes(machine, settings.memory),
+    )
+
+
+def _nodes(machine: Machine, limit: int | None) -> tuple[int, ...]:
+    """Each node gives up the same share where less than all may be used."""
+    total = machine.dram_bytes
+    if limit is None or limit >= total:
+        return tuple(node.bytes for node in machine.nodes)
+    return tuple(node.bytes * limit // total for node in machine.nodes)

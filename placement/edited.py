@@ -1,0 +1,121 @@
+"""A plan that came back from its reader, edited perhaps: checked against model and machine, predicted anew."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from placement.arrange import DISK, NOT_LOADED, Divider, node_shares
+from placement.budget import budget, resolve
+from placement.errors import DoesNotFit, PlacementError
+from placement.machine import GPU, Machine
+from placement.model import Model, Tensor
+from placement.plan import Placed, Plan, by_tensor
+from placement.planner import Arrangement, memory_use, predicted
+
+_REMEDY = "correct the plan, or make a new one with hetero plan --json"
+
+
+def replan(document: Any, model: Model, machine: Machine) -> Plan:
+    """The plan of a document that `Plan.to_json` made: its settings and places, everything else computed anew.
+
+    Raises InvalidDocument where it is no plan, PlacementError where it is none for this model, DoesNotFit where a
+    memory is too small for what was put there.
+    """
+    plan = Plan.from_json(document)
+    settings = resolve(model, machine, plan.settings)
+    check_places(model, machine, plan.tensors)
+    needs = budget(model, machine, settings)
+    gpu_layers = _gpu_layers(model, by_tensor(plan.tensors))
+    uses_gpu = any(one.place == GPU for one in plan.tensors)
+    limits = dict(zip((node.name for node in machine.nodes), needs.nodes, strict=True)) | {GPU: needs.vram}
+    others = {GPU: [gpu_layers * needs.cache_layer, needs.gpu_buffers]} if uses_gpu else {}
+    refuse_overfull(memory_use(machine, limits, plan.tensors, others))
+    cache = (model.dimensions.layers - gpu_layers) * needs.cache_layer
+    buffers = needs.cpu_buffers_beside_gpu if uses_gpu else needs.cpu_buffers
+    room = [use.free_bytes for use in memory_use(machine, limits, plan.tensors, {}) if use.name in _names(machine)]
+    if cache + buffers > sum(room):
+        found = f"cache and working memory need {_gib(cache + buffers)} of DRAM beside the weights"
+        raise DoesNotFit(found, f"{_gib(sum(room))} are left", _REMEDY)
+    cut = Divider(node_shares(cache + buffers, room, [node.read_bandwidth for node in machine.nodes]))
+    for node, *pair in zip(machine.nodes, cut.take(cache), cut.take(buffers), strict=True):
+        others[node.name] = pair
+    not_loaded = {tensor.name for part in NOT_LOADED for tensor in model.by_part[part]}
+    mapped = plan.mode == "mmap" or any(one.place == DISK and one.name not in not_loaded for one in plan.tensors)
+    memories = memory_use(machine, limits, plan.tensors, others)
+    return predicted(model, machine, settings, Arrangement("mmap" if mapped else "resident", memories, plan.tensors))
+
+
+def refuse_overfull(memories: Sequence[Any]) -> None:
+    for use in memories:
+        if use.free_bytes < 0:
+            parts = f"{_gib(use.weight_bytes)} of weights, {_gib(use.kv_bytes)} of cache, {_gib(use.buffer_bytes)}"
+            remedy = f"move {_gib(-use.free_bytes)} elsewhere"
+            raise DoesNotFit(f"{use.name} is to hold {parts} of buffers", f"it has room for {_gib(use.bytes)}", remedy)
+
+
+def check_places(model: Model, machine: Machine, placed: Sequence[Placed]) -> None:
+    """Every tensor, all its bytes, in places that exist; whole where it must be."""
+    found, known = by_tensor(placed), {memory.name for memory in machine.memories} | {DISK}
+    names = {tensor.name for tensor in model.tensors}
+    for name in (*(found.keys() - names), *(names - found.keys())):
+        raise _wrong(name, "is in the plan only" if name in found else "is in the model only")
+    routed = {tensor.name for tensor in model.by_part["routed experts"]}
+    for tensor in model.tensors:
+        parts = found[tensor.name]
+        places = [one.place for one in parts]
+        for place in places:
+            if place not in known:
+                raise _wrong(tensor.name, f"is in {place!r}; this machine has {', '.join(sorted(known))}")
+        if len(set(places)) < len(places):
+            raise _wrong(tensor.name, "is twice in one place")
+        if sum(one.bytes for one in parts) != tensor.nbytes:
+            size = sum(one.bytes for one in parts)
+            raise _wrong(tensor.name, f"has {tensor.nbytes} bytes in the model, {size} in the plan")
+        if GPU in places and len(places) > 1 and tensor.name not in routed:
+            raise _wrong(tensor.name, "is divided between the GPU and other places; only routed experts may be")
+        _check_experts(model, tensor, parts, tensor.name in routed)
+    _check_layers(model, found)
+
+
+def _check_experts(model: Model, tensor: Tensor, parts: Sequence[Placed], routed: bool) -> None:
+    for one in parts:
+        if one.place == GPU and one.experts is None and one.bytes < tensor.nbytes:
+            raise _wrong(tensor.name, "is on the GPU in part: which experts is not said")
+        if one.experts is None:
+            continue
+        if one.place != GPU or not routed:
+            raise _wrong(tensor.name, "lists experts; only routed experts on the GPU are listed")
+        count = len(one.experts)
+        if sorted(set(one.experts)) != list(one.experts) or one.experts[-1:] > (model.dimensions.experts - 1,):
+            raise _wrong(tensor.name, f"lists experts that do not ascend from 0 to {model.dimensions.experts - 1}")
+        if one.bytes != tensor.nbytes // model.dimensions.experts * count:
+            raise _wrong(tensor.name, f"has {one.bytes} bytes on the GPU, which is not {count} experts")
+
+
+def _check_layers(model: Model, found: dict[str, tuple[Placed, ...]]) -> None:
+    """A layer's attention is on one processor, and the three matrices of an expert are."""
+    for layer, tensors in model.routed_by_layer.items():
+        there = [[one.experts for one in found[tensor.name] if one.place == GPU] for tensor in tensors]
+        if any(one != there[0] for one in there):
+            raise _wrong(f"blk.{layer}.ffn_*_exps.weight", "are on the GPU with different experts")
+    where: dict[int | None, bool] = {}
+    for tensor in model.by_part["mla"]:
+        on_gpu = found[tensor.name][0].place == GPU
+        if where.setdefault(tensor.layer, on_gpu) != on_gpu:
+            raise _wrong(tensor.name, "is not on the processor of the other tensors of its attention")
+
+
+def _gpu_layers(model: Model, found: dict[str, tuple[Placed, ...]]) -> int:
+    """Layers whose attention, and with it the cache, is on the GPU."""
+    return len({tensor.layer for tensor in model.by_part["mla"] if found[tensor.name][0].place == GPU})
+
+
+def _names(machine: Machine) -> set[str]:
+    return {node.name for node in machine.nodes}
+
+
+def _wrong(tensor: str, problem: str) -> PlacementError:
+    return PlacementError(f"the plan's tensor {tensor!r:.100} {problem}", "", _REMEDY)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,238 @@
+"""How fast a plan will be: seconds of every part of a pass, and the ceiling that bandwidth alone sets.
+
+Serial: one part after the other, CPU and GPU in turn. `overlapped_...` lets the GPU compute its experts while the CPU
+computes others, and stream a share of the CPU's experts over PCIe while the CPU computes the rest of a long prompt.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from placement.cost import CHUNK, absorbed_limit, cache_row_bytes
+from placement.machine import CPU, DISK, GPU, Machine
+from placement.model import Model
+from placement.plan import Bound, DecodeSpeed, PartSeconds, Placed, PrefillSpeed, Settings
+from placement.rates import Rates, expert_seconds, weight_seconds
+from placement.work import Kind, Layout, Products
+
+GPU_CHUNK = 4096  # tokens of a pass where a GPU computes attention: experts streamed over PCIe are worth it
+ACTIVATION_BYTES = 4  # of a value that goes over PCIe
+_BANDWIDTH: dict[str, Bound] = {CPU: "dram bandwidth", GPU: "vram bandwidth"}
+_ARITHMETIC: dict[str, Bound] = {CPU: "cpu arithmetic", GPU: "gpu arithmetic"}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """T tokens after `depth` cached ones; without logits the last layer only fills its cache."""
+
+    tokens: int
+    depth: int
+    logits: bool = False
+
+
+@dataclass(frozen=True)
+class Item:
+    """A stretch of time. `kind` where it is a product."""
+
+    part: str
+    place: str
+    seconds: float
+    bound: Bound
+    kind: Kind | None = None
+    streamed: float = 0.0  # seconds that it would take on the GPU, weights over PCIe; 0: not possible
+
+
+class Predictor:
+    """Of one model, placed on one machine."""
+
+    def __init__(self, model: Model, machine: Machine, settings: Settings, placed: tuple[Placed, ...]):
+        self.model, self.machine, self.kv = model, machine, settings.kv
+        self.layout = Layout(model, placed, settings.expert_counts)
+        self._node_bytes: dict[str, int] = defaultdict(int)
+        for one in placed:
+            self._node_bytes[one.place] += one.bytes
+        threads = settings.threads or machine.cpu.threads
+        fewer = max(1.0, machine.cpu.threads / threads)
+        self.rates = {CPU: Rates(machine.cpu, fewer * self._imbalance)}
+        if machine.gpu is not None:
+            self.rates[GPU] = Rates(machine.gpu)
+        self._uses_gpu = machine.gpu is not None and GPU in self.layout.mla
+
+    @cached_property
+    def _imbalance(self) -> float:
+        """How much longer the slowest node reads than all would with their shares in proportion to bandwidth."""
+        nodes = self.machine.nodes
+        total = sum(self._node_bytes[node.name] for node in nodes)
+        if not total:
+            return 1.0
+        slowest = max(self._node_bytes[node.name] / node.read_bandwidth for node in nodes)
+        return max(1.0, slowest * self.machine.dram_bandwidth / total)
+
+    def bandwidth(self, place: str) -> float:
+        """Bytes/s that a processor reads weights with at most."""
+        if place == GPU:
+            assert self.machine.vram is not None, "a tensor is on a GPU that is not there"
+            return self.machine.vram.read_bandwidth
+        return self.machine.dram_bandwidth / self._imbalance
+
+    def items(self, step: Pass) -> list[Item]:
+        found = [self._product(kind, work, step) for kind, work in self._products(step)]
+        found += [item for kind, work in self._products(step) for item in self._disk(kind, work, step)]
+        return found + list(self._attention(step)) + list(self._rest(step))
+
+    def _products(self, step: Pass) -> Iterator[tuple[Kind, Products]]:
+        expanded = step.tokens > absorbed_limit(self.model.dimensions)
+        for kind, work in self.layout.products.items():
+            if not ((kind.last and not step.logits) or (expanded and kind.verb == "heads")):
+                yield kind, work
+
+    def _product(self, kind: Kind, work: Products, step: Pass) -> Item:
+        rates = self.rates[kind.place]
+        compute, touched = self._compute(kind, work, step, kind.place)
+        seconds = compute * rates.slower
+        read = work.nbytes * touched / self.bandwidth(kind.place)
+        bound = _BANDWIDTH[kind.place] if 2 * read >= seconds else _ARITHMETIC[kind.place]
+        streamed = 0.0
+        if kind.part == "routed experts" and kind.place == CPU and self._uses_gpu:
+            link = self.machine.links[0]
+            on_gpu, _ = self._compute(kind, work, step, GPU)
+            streamed = on_gpu + work.nbytes * touched / link.to_gpu_pinned
+        return Item(kind.part, kind.place, seconds, bound, kind, streamed)
+
+    def _compute(self, kind: Kind, work: Products, step: Pass, place: str) -> tuple[float, float]:
+        """Seconds of the products on a processor, and the share of the weights that is read."""
+        rate = self.rates[place].linear(kind.verb, kind.type, work.nbytes / work.weights)
+        if kind.probability is None:
+            each, touched = weight_seconds(rate, step.tokens), 1.0
+        else:
+            each = expert_seconds(rate, step.tokens, kind.probability)
+            touched = 1.0 - (1.0 - kind.probability) ** step.tokens
+        return work.calls * rate.call_seconds + work.weights * each, touched
+
+    def _disk(self, kind: Kind, work: Products, step: Pass) -> Iterator[Item]:
+        disk = self.machine.disk
+        if work.disk_bytes and disk is not None:
+            touched = 1.0 if kind.probability is None else 1.0 - (1.0 - kind.probability) ** step.tokens
+            yield Item(kind.part, DISK, work.disk_bytes * touched / disk.read_bandwidth, "disk", kind)
+
+    def _attention(self, step: Pass) -> Iterator[Item]:
+        d = self.model.dimensions
+        for place in (CPU, GPU):
+            layers = sum(at == place for at in (self.layout.mla if step.logits else self.layout.mla[:-1]))
+            if not layers:
+                continue
+            rates = self.rates[place]
+            seconds = layers * rates.attention_seconds(d, self.kv, step.tokens, step.depth)
+            cached = layers * cache_row_bytes(d, self.kv) * (step.depth + step.tokens)
+            read = cached / self.bandwidth(place)
+            bound = _BANDWIDTH[place] if 2 * read >= seconds else _ARITHMETIC[place]
+            yield Item("attention", place, max(seconds, read), bound)
+            if step.tokens > absorbed_limit(d):
+                weights = layers * d.heads * d.kv_lora_rank * (d.nope_dim + d.value_dim)
+                yield Item("attention", place, rates.verb_seconds("dequantize", 2 * layers, weights), "overhead")
+
+    def _rest(self, step: Pass) -> Iterator[Item]:
+        """Norms, rotations, cache, routers; the embedding; what goes over PCIe."""
+        d, tokens = self.model.dimensions, step.tokens
+        moe = len(self.model.routed_by_layer)
+        for place in {CPU, *self.layout.mla}:
+            rates, layers = self.rates[place], self.layout.mla.count(place)
+            normed = 2 * d.hidden_size + d.q_lora_rank + d.kv_lora_rank
+            norms = rates.verb_seconds("rms_norm", layers * (3 + bool(d.q_lora_rank)), layers * tokens * normed)
+            turned = layers * tokens * (d.heads + 1) * d.rope_dim
+            seconds = norms + rates.verb_seconds("rope", 2 * layers, turned)
+            seconds += rates.verb_seconds("write_cache", layers, layers * tokens * d.cache_width)
+            routers = moe * layers / max(d.layers, 1)
+            seconds += rates.verb_seconds("route", round(routers), routers * tokens * d.experts)
+            yield Item("other", place, seconds, "overhead")
+        cpu = self.rates[CPU]
+        whole = cpu.verb_seconds("pass", 1, tokens) + cpu.verb_seconds("embed", 1, tokens * d.hidden_size)
+        yield Item("other", CPU, whole, "overhead")
+        crossings = self.layout.crossings()
+        if crossings and self.machine.links:
+            link = self.machine.links[0]
+            each = link.latency + ACTIVATION_BYTES * tokens * d.hidden_size / link.to_gpu_pinned
+            yield Item("other", "pcie", crossings * each, "pcie")
+
+    def decode(self, depth: int) -> DecodeSpeed:
+        items = self.items(Pass(1, depth, logits=True))
+        serial = sum(item.seconds for item in items)
+        ours = sum(i.seconds for i in items if i.part == "routed experts" and i.place in (CPU, DISK))
+        theirs = sum(i.seconds for i in items if i.kind is not None and i.kind.overlaps)
+        ceiling, overlapped = self.ceiling(depth)
+        return DecodeSpeed(
+            depth=depth,
+            tokens_per_second=1.0 / serial,
+            ceiling_tokens_per_second=1.0 / ceiling,
+            bound_by=bound_of(items),
+            overlapped_tokens_per_second=1.0 / (serial - min(ours, theirs)),
+            overlapped_ceiling_tokens_per_second=1.0 / overlapped,
+            parts=by_part(items),
+        )
+
+    def ceiling(self, depth: int) -> tuple[float, float]:
+        """Least seconds of a decoded token by bandwidth alone: bytes of each memory over its bandwidth, added up, and
+        the same with the GPU's experts beside the CPU's."""
+        seconds = ours = theirs = 0.0
+        for kind, work in self.layout.products.items():
+            share = 1.0 if kind.probability is None else kind.probability
+            here = share * (work.nbytes - work.disk_bytes) / self.bandwidth(kind.place)
+            if work.disk_bytes and self.machine.disk is not None:
+                here += share * work.disk_bytes / self.machine.disk.read_bandwidth
+            seconds += here
+            theirs += here * kind.overlaps
+            ours += here * (kind.part == "routed experts" and kind.place == CPU)
+        row = cache_row_bytes(self.model.dimensions, self.kv)
+        seconds += sum(depth * row / self.bandwidth(place) for place in self.layout.mla)
+        return seconds, seconds - min(ours, theirs)
+
+    def prefill(self, tokens: int) -> PrefillSpeed:
+        """From an empty context to the first new token: all but the last token in chunks, then one decode step."""
+        chunk, items, saved = GPU_CHUNK if self._uses_gpu else CHUNK, list[Item](), 0.0
+        steps = [Pass(min(chunk, tokens - 1 - start), start) for start in range(0, tokens - 1, chunk)]
+        for step in steps:
+            found, less = self._streamed(self.items(step))
+            items += found
+            saved += less
+        items += self.items(Pass(1, tokens - 1, logits=True))
+        serial = sum(item.seconds for item in items)
+        return PrefillSpeed(
+            prompt_tokens=tokens,
+            tokens_per_second=tokens / serial,
+            bound_by=bound_of(items),
+            overlapped_tokens_per_second=tokens / (serial - saved),
+            parts=by_part(items),
+        )
+
+    def _streamed(self, items: list[Item]) -> tuple[list[Item], float]:
+        """With the CPU's routed experts streamed to the GPU, where that is faster; and the seconds saved if both share
+        the work: a and b become a b / (a + b)."""
+        cpu = sum(item.seconds for item in items if item.streamed)
+        gpu = sum(item.streamed for item in items if item.streamed)
+        if not gpu:
+            return items, 0.0
+        saved = min(cpu, gpu) - cpu * gpu / (cpu + gpu)
+        if gpu >= cpu:
+            return items, saved
+        return [Item(i.part, "pcie", i.streamed, "pcie", i.kind) if i.streamed else i for i in items], saved
+
+
+def bound_of(items: list[Item]) -> Bound:
+    """The bound of the largest share of the time."""
+    seconds: dict[Bound, float] = defaultdict(float)
+    for item in items:
+        seconds[item.bound] += item.seconds
+    return max(seconds, key=lambda bound: seconds[bound])
+
+
+def by_part(items: list[Item]) -> tuple[PartSeconds, ...]:
+    """Longest first."""
+    members: dict[tuple[str, str], list[Item]] = defaultdict(list)
+    for item in items:
+        members[item.part, item.place].append(item)
+    parts = [
+        PartSeconds(part, place, sum(item.seconds for item in found), bound_of(found))
+        for (part, place), found in members.items()
+    ]
+    return tuple(sorted(parts, key=lambda part: -part.seconds))
