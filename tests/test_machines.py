@@ -79,7 +79,6 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Any:
     def set_machine(name: str, machine: Any, half: bool) -> Any:
         form = load_format(name)  # first: this compiles its kernels and keeps them on disk, for this CPU
         monkeypatch.setattr(tile, "MACHINE", machine)
-        monkeypatch.setattr(floats, "MACHINE", machine)
         monkeypatch.setattr(lanes, "HALF", half)
         return form
 
@@ -230,7 +229,8 @@ def quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     codes = np.rint(blocks / scale[:, None]).astype(np.int8)
     low, high = codes[:, :16].sum(axis=1), codes[:, 16:].sum(axis=1)
     fields = np.stack([scale, scale * low, scale * high, scale * (low + high)], axis=1).astype(np.float32)
-    records = np.concatenate([codes.view(np.uint8), fields.view(np.uint8)], axis=1)
+    starts = -128 * np.stack([low, high, low + high, 0 * low], axis=1).astype(np.int32)
+    records = np.concatenate([part.view(np.uint8) for part in (codes, fields, starts)], axis=1)
     return np.ascontiguousarray(records), (codes * scale[:, None].astype(np.float64)).reshape(-1)
 
 
