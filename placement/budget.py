@@ -79,7 +79,7 @@ def budget(model: Model, machine: Machine, settings: Settings) -> Budget:
     scratch += model.by_part["embedding"][0].nbytes if model.tied else 0  # a rearranged copy is the head
     largest = max((sum(t.nbytes for t in ts) for ts in model.routed_by_layer.values()), default=0) // d.experts
     streams = RING_SLOTS * RING_EXPERTS * largest + 3 * 4 * GPU_CHUNK * d.hidden_size
-    vram = 0 if machine.vram is None or settings.device == "cpu" else machine.vram.bytes
+    vram = 0 if machine.vram is None else machine.vram.bytes
     return Budget(
         cache_layer=cache_layer_bytes(d, settings.kv, settings.context, settings.sequences),
         cpu_buffers=scratch + activation_bytes(d, min(CHUNK, settings.context)),

@@ -35,9 +35,8 @@ def replan(document: Any, model: Model, machine: Machine) -> Plan:
     if cache + buffers > sum(room):
         found = f"cache and working memory need {_gib(cache + buffers)} of DRAM beside the weights"
         raise DoesNotFit(found, f"{_gib(sum(room))} are left", _REMEDY)
-    cut = Divider(node_shares(cache + buffers, room, [node.read_bandwidth for node in machine.nodes]))
-    for node, *pair in zip(machine.nodes, cut.take(cache), cut.take(buffers), strict=True):
-        others[node.name] = pair
+    for node, pair in _on_nodes(plan, machine, room, cache, buffers).items():
+        others[node] = pair
     not_loaded = {tensor.name for part in NOT_LOADED for tensor in model.by_part[part]}
     mapped = plan.mode == "mmap" or any(one.place == DISK and one.name not in not_loaded for one in plan.tensors)
     memories = memory_use(machine, limits, plan.tensors, others)
@@ -107,6 +106,18 @@ def _check_layers(model: Model, found: dict[str, tuple[Placed, ...]]) -> None:
 def _gpu_layers(model: Model, found: dict[str, tuple[Placed, ...]]) -> int:
     """Layers whose attention, and with it the cache, is on the GPU."""
     return len({tensor.layer for tensor in model.by_part["mla"] if found[tensor.name][0].place == GPU})
+
+
+def _on_nodes(plan: Plan, machine: Machine, room: list[int], cache: int, buffers: int) -> dict[str, list[int]]:
+    """Cache and buffers of each node: as the plan has them, if it still can."""
+    names = [node.name for node in machine.nodes]
+    there = {use.name: [use.kv_bytes, use.buffer_bytes] for use in plan.memories if use.name in names}
+    sums = [sum(column) for column in zip(*there.values(), strict=True)]
+    fits = all(sum(pair) <= size for pair, size in zip(there.values(), room, strict=False))
+    if list(there) == names and sums == [cache, buffers] and fits:
+        return there
+    cut = Divider(node_shares(cache + buffers, room, [node.read_bandwidth for node in machine.nodes]))
+    return {name: list(pair) for name, *pair in zip(names, cut.take(cache), cut.take(buffers), strict=True)}
 
 
 def _names(machine: Machine) -> set[str]:

@@ -33,6 +33,7 @@ def make_plan(model: Model, machine: Machine, settings: Settings | None = None) 
         arrangement = arrange(model, machine, resolved)
     except DoesNotFit as error:
         remedy = error.remedy or alternatives(model, resolved, lambda *changed: _fits(changed[0], machine, changed[1]))
+        remedy = remedy or "no smaller context or quantization would: free memory, or add some"
         raise DoesNotFit(error.found, error.limit, remedy) from None
     plan = predicted(model, machine, resolved, arrangement)
     if resolved.device == "auto" and resolved.gpu_experts is None and _uses_gpu(plan):
@@ -94,7 +95,7 @@ def arrange(model: Model, machine: Machine, settings: Settings) -> Arrangement:
 
 def _on_gpu(model: Model, settings: Settings, needs: Budget) -> OnGpu:
     gpu = OnGpu(0)
-    if needs.vram > needs.gpu_buffers:
+    if settings.device != "cpu" and needs.vram > needs.gpu_buffers:
         gpu = fill_gpu(model, settings, needs.vram - needs.gpu_buffers, needs.cache_layer)
     if settings.device == "cuda" and not gpu.tensors:
         found = f"a layer's attention, {settings.sequences} x {settings.context} cached tokens and buffers of"

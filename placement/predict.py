@@ -7,7 +7,6 @@ computes others, and stream a share of the CPU's experts over PCIe while the CPU
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 from placement.cost import CHUNK, absorbed_limit, cache_row_bytes
 from placement.machine import CPU, DISK, GPU, Machine
@@ -49,32 +48,19 @@ class Predictor:
     def __init__(self, model: Model, machine: Machine, settings: Settings, placed: tuple[Placed, ...]):
         self.model, self.machine, self.kv = model, machine, settings.kv
         self.layout = Layout(model, placed, settings.expert_counts)
-        self._node_bytes: dict[str, int] = defaultdict(int)
-        for one in placed:
-            self._node_bytes[one.place] += one.bytes
         threads = settings.threads or machine.cpu.threads
         fewer = max(1.0, machine.cpu.threads / threads)
-        self.rates = {CPU: Rates(machine.cpu, fewer * self._imbalance)}
+        self.rates = {CPU: Rates(machine.cpu, fewer)}
         if machine.gpu is not None:
             self.rates[GPU] = Rates(machine.gpu)
         self._uses_gpu = machine.gpu is not None and GPU in self.layout.mla
-
-    @cached_property
-    def _imbalance(self) -> float:
-        """How much longer the slowest node reads than all would with their shares in proportion to bandwidth."""
-        nodes = self.machine.nodes
-        total = sum(self._node_bytes[node.name] for node in nodes)
-        if not total:
-            return 1.0
-        slowest = max(self._node_bytes[node.name] / node.read_bandwidth for node in nodes)
-        return max(1.0, slowest * self.machine.dram_bandwidth / total)
 
     def bandwidth(self, place: str) -> float:
         """Bytes/s that a processor reads weights with at most."""
         if place == GPU:
             assert self.machine.vram is not None, "a tensor is on a GPU that is not there"
             return self.machine.vram.read_bandwidth
-        return self.machine.dram_bandwidth / self._imbalance
+        return self.machine.dram_bandwidth
 
     def items(self, step: Pass) -> list[Item]:
         found = [self._product(kind, work, step) for kind, work in self._products(step)]

@@ -1,0 +1,254 @@
+"""make_plan for machines that people have, beside published figures; what is refused, and what would fit instead."""
+
+import tracemalloc
+from dataclasses import replace
+
+import pytest
+
+from placement import (
+    AttentionRate,
+    Description,
+    DoesNotFit,
+    InvalidDocument,
+    LinearRate,
+    Machine,
+    Memory,
+    PlacementError,
+    Processor,
+    Settings,
+    describe,
+    make_plan,
+    preset,
+)
+from placement.known_parts import GPUS, SOCKETS
+from placement.presets import MODELS, build
+
+GIB = 1 << 30
+# KTransformers' box (https://github.com/kvcache-ai/ktransformers/blob/main/doc/en/DeepseekR1_V3_tutorial.md)
+BOX = describe(Description(memory=1 << 40, gpu="rtx-4090d", socket="xeon-sapphire-rapids", sockets=2))
+
+
+@pytest.fixture(scope="module")
+def v3():
+    return preset("deepseek-v3:q4_k_m")
+
+
+def on_gpu(plan) -> dict[str, int]:
+    return {one.name: one.bytes for one in plan.tensors if one.place == "gpu0"}
+
+
+def dense(model) -> set[str]:
+    parts = ("mla", "shared expert", "dense ffn", "head", "router", "norms")
+    return {tensor.name for part in parts for tensor in model.by_part[part]}
+
+
+def test_the_published_box(v3) -> None:
+    plan = make_plan(v3, BOX, Settings(context=32768))
+    there = on_gpu(plan)
+    assert dense(v3) <= there.keys() and plan.mode == "resident" and plan.fits
+    experts = sum(size for name, size in there.items() if "_exps" in name)
+    assert 10.5e9 < experts < 12.5e9
+    vram = plan.memories[0]
+    assert vram.kv_bytes == 61 * 32768 * 1152 and 0 <= vram.free_bytes < 30e6  # less than an expert is left
+    nodes = [use for use in plan.memories if use.name.startswith("node")]
+    assert len(nodes) == 2 and abs(nodes[0].weight_bytes - nodes[1].weight_bytes) <= 1000
+    assert [speed.depth for speed in plan.decode] == [0, 4096, 32768]
+    assert plan.decode_ceiling_tokens_per_second == plan.decode[0].ceiling_tokens_per_second
+    assert plan.decode[0].ceiling_tokens_per_second == pytest.approx(33.5, rel=0.05)
+    assert plan.decode[2].ceiling_tokens_per_second == pytest.approx(31.1, rel=0.05)
+    assert plan.decode[0].bound_by == "dram bandwidth"
+
+
+def test_the_ceiling_counts_bytes_over_bandwidth(v3) -> None:
+    """With all experts in DRAM: 12.3 GB / 614.4 GB/s + 9.9 GB / 1008 GB/s."""
+    plan = make_plan(v3, BOX, Settings(context=32768, gpu_experts=0))
+    routed = sum(t.nbytes for t in v3.by_part["routed experts"]) * 8 / 256
+    rest = sum(t.nbytes for t in v3.tensors if t.name in dense(v3) and len(t.shape) > 1)
+    for speed in plan.decode:
+        seconds = routed / 614.4e9 + (rest + speed.depth * 70_272) / 1008e9
+        assert speed.ceiling_tokens_per_second == pytest.approx(1 / seconds, rel=1e-6)
+    shared = sum(t.nbytes for t in v3.by_part["shared expert"])
+    seconds = routed / 614.4e9 + (rest - shared) / 1008e9
+    assert plan.decode[0].overlapped_ceiling_tokens_per_second == pytest.approx(1 / seconds, rel=1e-6)
+    assert plan.decode[0].overlapped_ceiling_tokens_per_second == pytest.approx(35.3, rel=0.02)
+
+
+def test_14_gib_of_vram_at_8k(v3) -> None:
+    plan = make_plan(v3, BOX, Settings(context=8192, gpu_memory=14 * GIB))
+    assert dense(v3) <= on_gpu(plan).keys()
+    assert plan.memories[0].bytes == 14 * GIB
+
+
+def test_more_than_memory_comes_from_the_disk() -> None:
+    """211 GiB on a 3090 and 200 GB."""
+    model = preset("deepseek-v3:ud-q2_k_xl")
+    machine = describe(Description(memory=200 * 10**9, gpu="rtx-3090", socket="epyc-milan"))
+    plan = make_plan(model, machine)
+    disk = next(use for use in plan.memories if use.name == "disk")
+    assert plan.mode == "mmap" and 0 < disk.weight_bytes < 20 * GIB
+    assert {one.name.split(".")[2] for one in plan.tensors if one.place == "disk"} <= {
+        "ffn_gate_exps",
+        "ffn_up_exps",
+        "ffn_down_exps",
+    }
+    seconds = {(part.part, part.place): part.seconds for part in plan.decode[0].parts}
+    assert seconds["routed experts", "disk"] == pytest.approx(disk.weight_bytes * 8 / 256 / 5e9, rel=0.01)
+
+
+def test_96_gb_stream_or_are_refused(v3) -> None:
+    machine = describe(Description(memory=96 * GIB, gpu="rtx-3090", memory_bandwidth=80e9, cores=16))
+    plan = make_plan(v3, machine)
+    assert plan.mode == "mmap" and plan.decode[0].bound_by == "disk"
+    with pytest.raises(
+        DoesNotFit, match=r"need 3\d\d\.\d GiB of DRAM; 92\.0 GiB may be used; leave out --no-mmap"
+    ) as no:
+        make_plan(v3, machine, Settings(mmap=False))
+    assert "bits a weight" not in str(no.value)  # not even the smallest would fit
+    with pytest.raises(DoesNotFit, match=r"take the model quantized to 1\.6 bits a weight or less, as iq1_s is"):
+        make_plan(v3, describe(Description(memory=150 * GIB, socket="epyc-milan")), Settings(mmap=False))
+
+
+def test_twelve_channels_and_a_5090(v3) -> None:
+    plan = make_plan(v3, describe(Description(memory=768 * GIB, gpu="rtx-5090", socket="epyc-turin")))
+    assert plan.mode == "resident" and plan.decode[0].ceiling_tokens_per_second > 35
+
+
+def test_no_gpu(v3) -> None:
+    machine = describe(Description(memory=512 * GIB, socket="epyc-genoa"))
+    plan = make_plan(v3, machine, Settings(context=4096))
+    assert {one.place for one in plan.tensors} == {"node0"}
+    read = 8 / 256 * sum(t.nbytes for t in v3.by_part["routed experts"])
+    read += sum(t.nbytes for t in v3.tensors if t.name in dense(v3) and len(t.shape) > 1)
+    assert plan.decode[0].ceiling_tokens_per_second == pytest.approx(460.8e9 / read, rel=1e-6)
+    assert [speed.prompt_tokens for speed in plan.prefill] == [64, 512, 4096]
+    same = make_plan(v3, replace(machine, memories=machine.memories), Settings(context=4096, device="cpu"))
+    assert same.decode == plan.decode
+    with pytest.raises(PlacementError, match=r"device 'cuda'; .* has no GPU; use --device cpu"):
+        make_plan(v3, machine, Settings(device="cuda"))
+
+
+SLOW = Processor(
+    "cpu",
+    "one core, round numbers",
+    1,
+    tuple(LinearRate("linear", kind, size, 0.0, ((1, 1e9),)) for kind, size in (("Q8_0", 1.0625), ("F32", 4.0))),
+    (AttentionRate("f16", 0.0, 1e9, 1e9, 1e9),),
+    (),
+)
+
+
+def test_a_prediction_by_hand() -> None:
+    """Everything at 1 GFLOP/s and nothing else: seconds are the GFLOP."""
+    d = replace(MODELS["deepseek-v2-lite"], layers=2)
+    model = build("two layers", d, "q8_0", bias=False)
+    machine = Machine("slow", True, (Memory("node0", "dram", 64 * GIB, 1e12),), (), (SLOW,))
+    plan = make_plan(model, machine, Settings(context=4096))
+    weights = {tensor.name: tensor.weights for tensor in model.tensors if len(tensor.shape) > 1}
+    head = weights.pop("output.weight")
+    del weights["token_embd.weight"]
+    used = sum(size * (6 / 64 if "_exps" in name else 1) for name, size in weights.items())
+    attention = 2 * 16 * (4 * 512 + 2 * 64)  # of two layers, for each pair
+    seconds = 2 * (used + head) + attention
+    assert plan.decode[0].tokens_per_second == pytest.approx(1e9 / seconds)
+    at_4096 = 2 * (used + head) + attention * 4097
+    assert plan.decode[1].tokens_per_second == pytest.approx(1e9 / at_4096)
+    # 63 tokens, of whose last layer only projections count, then one with the head
+    last = {name: size for name, size in weights.items() if name.startswith("blk.1.")}
+    skipped = sum(
+        size * (6 / 64 if "_exps" in name else 1)
+        for name, size in last.items()
+        if not name.startswith(("blk.1.attn_q.", "blk.1.attn_kv_a_mqa."))
+    )
+    first = 63 * 2 * (used - skipped) + attention / 2 * 63 * 64 / 2
+    assert plan.prefill[0].tokens_per_second == pytest.approx(64e9 / (first + 2 * (used + head) + attention * 64))
+    assert plan.prefill[0].bound_by == plan.decode[0].bound_by == "cpu arithmetic"
+    parts = {part.part: part.seconds for part in plan.decode[1].parts}
+    assert parts["attention"] == pytest.approx(attention * 4097 / 1e9)
+    assert sum(parts.values()) == pytest.approx(at_4096 / 1e9)
+    half = make_plan(model, replace(machine, processors=(replace(SLOW, threads=4),)), Settings(threads=2))
+    assert half.threads == 2
+    assert half.decode[0].tokens_per_second == pytest.approx(plan.decode[0].tokens_per_second / 2, rel=0.02)
+
+
+def test_experts_on_the_gpu_by_number_and_by_use(v3) -> None:
+    plan = make_plan(v3, BOX, Settings(gpu_experts=300))
+    first = plan.by_tensor["blk.3.ffn_up_exps.weight"]
+    assert [one.place for one in first] == ["gpu0"]
+    second = plan.by_tensor["blk.4.ffn_up_exps.weight"]
+    assert second[0].experts == tuple(range(44)) and [one.place for one in second] == ["gpu0", "node0", "node1"]
+    counts = [[1] * 256 for _ in range(58)]
+    counts[10][7] = counts[57][255] = 1000
+    used = make_plan(v3, BOX, Settings(gpu_experts=2, expert_counts=tuple(map(tuple, counts))))
+    found = {one.name: one.experts for one in used.tensors if one.place == "gpu0" and "_exps" in one.name}
+    assert found["blk.13.ffn_down_exps.weight"] == (7,) and found["blk.60.ffn_gate_exps.weight"] == (255,)
+    assert len(found) == 6
+    unknown = make_plan(v3, BOX, Settings(gpu_experts=2))
+    assert used.decode[0].ceiling_tokens_per_second > unknown.decode[0].ceiling_tokens_per_second
+    with pytest.raises(
+        DoesNotFit, match=r"4000 experts on the GPU; there is room for \d+; use --gpu-experts (\d+)"
+    ) as no:
+        make_plan(v3, BOX, Settings(gpu_experts=4000))
+    number = int(str(no.value).split("--gpu-experts ")[1].split(",")[0])
+    assert make_plan(v3, BOX, Settings(gpu_experts=number)).fits
+    with pytest.raises(DoesNotFit):
+        make_plan(v3, BOX, Settings(gpu_experts=number + 1))
+    with pytest.raises(PlacementError, match="15000 experts on the GPU; 256 x 58 exist"):
+        make_plan(v3, BOX, Settings(gpu_experts=15000))
+    with pytest.raises(PlacementError, match=r"expert counts of 1 layers; .* has 58 layers of 256 experts"):
+        make_plan(v3, BOX, Settings(expert_counts=((1,) * 256,)))
+
+
+def test_a_gpu_too_small_to_help_is_left_alone() -> None:
+    """A layer or two of a small model, each reached over PCIe, would only cost time."""
+    model = preset("deepseek-v2-lite:q4_k_m")
+    machine = describe(Description(memory=64 * GIB, memory_bandwidth=400e9, cores=64, gpu="rtx-3090"))
+    plan = make_plan(model, machine, Settings(gpu_memory=1300 << 20))
+    assert not on_gpu(plan)
+    assert on_gpu(make_plan(model, machine, Settings(gpu_memory=1300 << 20, device="cuda")))
+    with pytest.raises(DoesNotFit, match=r"1\.0 GiB of VRAM may be used; .*use --device cpu"):
+        make_plan(model, machine, Settings(gpu_memory=GIB, device="cuda"))
+
+
+def test_what_cannot_be_asked_for(v3) -> None:
+    with pytest.raises(PlacementError, match=r"a context of 163841 tokens; .* at most 163840; use --context 163840"):
+        make_plan(v3, BOX, Settings(context=163841))
+    with pytest.raises(InvalidDocument, match="sequences = 0; 1 or more; change --sequences"):
+        make_plan(v3, BOX, Settings(sequences=0))
+    tiny = describe(Description(memory=4 * GIB + (512 << 20), socket="epyc-rome"))
+    with pytest.raises(DoesNotFit, match=r"0\.5 GiB of DRAM may be used; no smaller context .* add some"):
+        make_plan(v3, tiny)
+    smaller = describe(Description(memory=8 * GIB, socket="epyc-rome"))
+    with pytest.raises(DoesNotFit, match=r"lower --context to \d+ or less, or use --kv q8_0"):
+        make_plan(v3, smaller, Settings(context=50_000))
+
+
+def test_a_plan_of_v3_takes_little_memory() -> None:
+    tracemalloc.start()
+    make_plan(preset("deepseek-v3:q4_k_m"), BOX, Settings(context=32768))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 << 20
+
+
+def test_known_parts() -> None:
+    """Bandwidths are those of the vendors' pages."""
+    channels = {name: socket.bandwidth / 1e9 for name, socket in SOCKETS.items()}
+    assert channels["epyc-milan"] == channels["xeon-icelake"] == pytest.approx(204.8)
+    assert channels["epyc-genoa"] == pytest.approx(460.8) and channels["xeon-sapphire-rapids"] == pytest.approx(307.2)
+    machine = describe(
+        Description(memory=384 * GIB, memory_bandwidth=460e9, gpu="RTX 4090", pcie="4x16", cores=48, sockets=1)
+    )
+    assert machine.vram is not None and machine.vram.bytes == GPUS["rtx-4090"].bytes
+    assert machine.dram_bandwidth == 460e9 and machine.cpu.threads == 48 and not machine.measured
+    assert machine.links[0].to_gpu_pinned == pytest.approx(25e9, rel=0.02)
+    assert Machine.from_json(machine.to_json()) == machine
+    for wrong, message in {
+        "gpu": "no GPU 'x' is known; known are rtx-3090",
+        "socket": "no socket 'x' is known",
+        "pcie": "pcie 'x'; generation 3, 4 or 5 .*write 4x16",
+    }.items():
+        given = {"memory": 384 * GIB, "memory_bandwidth": 460e9, "gpu": "rtx-4090", wrong: "x"}
+        with pytest.raises(InvalidDocument, match=message):
+            describe(Description(**given))
+    with pytest.raises(InvalidDocument, match="say --memory-bandwidth"):
+        describe(Description(memory=384 * GIB))

@@ -1,0 +1,168 @@
+"""replan: plans edited by hand, and what of them is refused."""
+
+import copy
+import json
+
+import pytest
+
+from placement import (
+    Description,
+    DoesNotFit,
+    InvalidDocument,
+    PlacementError,
+    Settings,
+    describe,
+    make_plan,
+    preset,
+    replan,
+)
+from placement.plan import Plan
+
+MODEL = preset("deepseek-v2-lite:q4_k_m")
+MACHINE = describe(Description(memory=32 << 30, memory_bandwidth=80e9, cores=8, gpu="rtx-3090", sockets=2))
+
+
+@pytest.fixture(scope="module")
+def document():
+    return make_plan(MODEL, MACHINE, Settings(context=4096, gpu_memory=6 << 30, gpu_experts=70)).to_json()
+
+
+@pytest.fixture
+def edited(document):
+    return copy.deepcopy(document)
+
+
+def entries(document, name: str) -> list[dict]:
+    return [one for one in document["tensors"] if one["name"] == name]
+
+
+def move(document, name: str, place: str) -> None:
+    size = sum(one["bytes"] for one in entries(document, name))
+    document["tensors"] = [one for one in document["tensors"] if one["name"] != name]
+    document["tensors"].append({"name": name, "place": place, "bytes": size, "experts": None})
+
+
+def test_the_keys_of_the_contract(document) -> None:
+    assert {
+        "model_bytes",
+        "memories",
+        "tensors",
+        "decode",
+        "prefill",
+        "decode_ceiling_tokens_per_second",
+        "fits",
+    } <= set(document)
+    assert set(document["memories"][0]) == {"name", "bytes", "weight_bytes", "kv_bytes", "buffer_bytes"}
+    assert {"name", "place", "bytes"} <= set(document["tensors"][0])
+    assert {"depth", "tokens_per_second", "ceiling_tokens_per_second", "bound_by"} <= set(document["decode"][0])
+    assert {"prompt_tokens", "tokens_per_second", "bound_by"} <= set(document["prefill"][0])
+    json.dumps(document, allow_nan=False)
+
+
+def test_unchanged(edited) -> None:
+    assert replan(edited, MODEL, MACHINE) == Plan.from_json(edited)
+
+
+def test_experts_moved_by_hand(edited) -> None:
+    before = Plan.from_json(edited)
+    for part in ("gate", "up", "down"):
+        move(edited, f"blk.9.ffn_{part}_exps.weight", "gpu0")
+    after = replan(edited, MODEL, MACHINE)
+    size = sum(t.nbytes for t in MODEL.routed_by_layer[9])
+    assert after.memories[0].weight_bytes == before.memories[0].weight_bytes + size
+    assert after.decode[0].tokens_per_second > before.decode[0].tokens_per_second
+
+
+def test_numbers_that_follow_are_computed_anew(edited) -> None:
+    edited["decode"][0]["tokens_per_second"] = 1e9
+    edited["memories"][0]["weight_bytes"] = 0
+    assert replan(edited, MODEL, MACHINE).decode[0].tokens_per_second < 1e9
+    assert replan(edited, MODEL, MACHINE).memories[0].weight_bytes > 0
+
+
+def test_other_settings(edited) -> None:
+    edited["settings"]["context"] = 8192
+    vram = replan(edited, MODEL, MACHINE).memories[0]
+    assert vram.kv_bytes == 27 * 8192 * 1152
+    edited["settings"]["context"] = 163_840
+    with pytest.raises(DoesNotFit, match=r"gpu0 is to hold .* it has room for 6\.0 GiB; move [\d.]+ GiB elsewhere"):
+        replan(edited, MODEL, MACHINE)
+
+
+def test_too_much_in_one_memory(edited) -> None:
+    for layer in range(2, 27):
+        for part in ("gate", "up", "down"):
+            move(edited, f"blk.{layer}.ffn_{part}_exps.weight", "gpu0")
+    with pytest.raises(DoesNotFit, match=r"gpu0 is to hold 9\.\d GiB of weights"):
+        replan(edited, MODEL, MACHINE)
+    smaller = describe(Description(memory=9 << 30, memory_bandwidth=80e9, cores=8, gpu="rtx-3090", sockets=2))
+    plan = make_plan(MODEL, MACHINE, Settings(context=4096, gpu_memory=6 << 30, gpu_experts=0)).to_json()
+    with pytest.raises(DoesNotFit, match=r"node0 is to hold"):
+        replan(plan, MODEL, smaller)
+
+
+def test_attention_moved_by_hand_takes_its_cache_along(edited) -> None:
+    before = Plan.from_json(edited)
+    for tensor in MODEL.by_part["mla"]:
+        if tensor.layer == 5:
+            move(edited, tensor.name, "node0")
+    after = replan(edited, MODEL, MACHINE)
+    layer = before.memories[0].kv_bytes // 27
+    assert after.memories[0].kv_bytes == 26 * layer
+    assert sum(use.kv_bytes for use in after.memories[1:]) == layer
+
+
+NAME = "blk.2.ffn_up_exps.weight"  # six of its experts are on the GPU
+
+
+def test_the_plan_has_a_divided_tensor(document) -> None:
+    assert [one["place"] for one in entries(document, NAME)] == ["gpu0", "node0", "node1"]
+    assert entries(document, NAME)[0]["experts"] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "at, change, message",
+    [
+        (0, {"bytes": 5}, r"has \d+ bytes in the model, \d+ in the plan"),
+        (1, {"place": "node7"}, r"is in 'node7'; this machine has disk, gpu0, node0, node1"),
+        (2, {"place": "node0"}, "is twice in one place"),
+        (0, {"name": "blk.77.ffn_up_exps.weight"}, "is in the plan only"),
+        (0, {"experts": None}, "is on the GPU in part: which experts is not said"),
+        (0, {"experts": [0, 1, 2, 3, 4, 4]}, "do not ascend from 0 to 63"),
+        (0, {"experts": [0, 1, 2, 3, 4, 64]}, "do not ascend from 0 to 63"),
+        (0, {"experts": [0, 1, 2]}, "which is not 3 experts"),
+        (0, {"experts": [0, 1, 2, 3, 4, 6]}, "with different experts"),
+        (1, {"experts": [60]}, "only routed experts on the GPU are listed"),
+    ],
+)
+def test_wrong_places(edited, at: int, change: dict, message: str) -> None:
+    entries(edited, NAME)[at].update(change)
+    with pytest.raises(PlacementError, match=message):
+        replan(edited, MODEL, MACHINE)
+
+
+def test_missing_and_divided_tensors(edited) -> None:
+    gone = [one for one in edited["tensors"] if one["name"] != NAME]
+    with pytest.raises(PlacementError, match=f"'{NAME}' is in the model only"):
+        replan(edited | {"tensors": gone}, MODEL, MACHINE)
+    head = entries(edited, "output.weight")[0]
+    head["bytes"] //= 2
+    rest = {**head, "place": "node0", "bytes": sum(t.nbytes for t in MODEL.by_part["head"]) - head["bytes"]}
+    with pytest.raises(PlacementError, match="is divided between the GPU and other places"):
+        replan(edited | {"tensors": [*edited["tensors"], rest]}, MODEL, MACHINE)
+    move(
+        edited,
+        "blk.3.attn_kv_b.weight" if entries(edited, "blk.3.attn_kv_b.weight") else "blk.3.attn_k_b.weight",
+        "node1",
+    )
+    with pytest.raises(PlacementError):
+        replan(edited, MODEL, MACHINE)
+
+
+def test_no_plan_at_all(edited) -> None:
+    for wrong, message in (([], "Plan = .*needed is an object"), ({}, "Plan: missing keys: 'decode'")):
+        with pytest.raises(InvalidDocument, match=message):
+            replan(wrong, MODEL, MACHINE)
+    with pytest.raises(InvalidDocument, match=r"Plan.tensors\[0\].bytes = -1"):
+        edited["tensors"][0]["bytes"] = -1
+        replan(edited, MODEL, MACHINE)
