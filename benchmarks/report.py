@@ -4,6 +4,7 @@
     python -m benchmarks.moe --experts 256 --contenders plain > benchmarks/results/moe.json
     python -m benchmarks.models lite.gguf --depths 0,4096 --prompts 512,4096 > benchmarks/results/lite.json
     python -m benchmarks.models slice.gguf --prompts 512 --all-logits > benchmarks/results/slice.json
+    python -m benchmarks.load slice.gguf --weights-cache DIR > benchmarks/results/load.json
     python -m benchmarks.report             writes them between their marks: <!-- NAME --> and <!-- end -->
 
 A result that is not there leaves its table as it is.
@@ -81,7 +82,33 @@ def models(result: dict) -> str:
     return table(("tok/s", *names, "ratio", "of the read bandwidth"), map(line, result["results"]))
 
 
-TABLES: dict[str, Callable[[dict], str]] = {"kernels": kernels, "moe": moe, "lite": models, "slice": models}
+def load(result: dict) -> str:
+    starts = {"memory": "in memory, rearranged", "mmap": "--mmap", "cache": "--weights-cache, second start"}
+
+    def line(row: dict) -> list[str]:
+        return [
+            starts[row["case"]],
+            f"{row['cached_bytes'] / 1e9:.1f} of {row['bytes'] / 1e9:.1f}",
+            f"{row['disk_bytes_per_second'] / 1e9:.2f}",
+            f"{row['new_memory_bytes_per_second'] / 1e9:.2f}",
+            f"{row['floor_seconds']:.1f}",
+            f"{row['overlapped_floor_seconds']:.1f}",
+            f"{row['ready_seconds']:.1f}",
+            f"{row['first_token_seconds']:.1f}",
+            f"{row['beside_weights_bytes'] / (1 << 20):.0f}",
+        ]
+
+    heads = ("start", "in the page cache, GB", "disk, GB/s", "new memory, GB/s", "floor, s", "overlapped, s")
+    return table((*heads, "ready, s", "first token, s", "beside the weights, MiB"), map(line, result["results"]))
+
+
+TABLES: dict[str, Callable[[dict], str]] = {
+    "kernels": kernels,
+    "moe": moe,
+    "lite": models,
+    "slice": models,
+    "load": load,
+}
 
 
 def filled(page: str, results: Path = RESULTS) -> str:

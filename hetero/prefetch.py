@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-STEP_BYTES = 1 << 20  # of one request: the kernel cuts larger ones off at a few hundred KiB to some MiB
+from hetero.page_cache import read_ahead
 
 Range = tuple[Path, int, int]  # file, offset, bytes
 
@@ -24,8 +24,7 @@ def _read_ahead(ranges: list[Range]) -> None:
         except OSError:
             return
         try:
-            for at in range(start, start + size, STEP_BYTES):
-                os.posix_fadvise(descriptor, at, min(STEP_BYTES, start + size - at), os.POSIX_FADV_WILLNEED)
+            read_ahead(descriptor, start, size)
         except OSError:
             return
         finally:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from cpu_kernels.weight_file import ReadError, in_order, read_units, units, work
 from hetero.arena import Slot, place
 from hetero.errors import FileError
 from hetero.gguf import GGUFFile
+from hetero.page_cache import drop
+from hetero.reading_order import reading_order
 
 STAGE = "reading weights"
 WINDOW_UNITS = 16  # MiB for each thread: what is read between two looks at the keyboard
@@ -34,13 +37,17 @@ class WeightReader:
             done, total = 0, int(table[:, BYTES].sum())
             progress(STAGE, 0, total)
             starts = np.flatnonzero(table[:, BYTES])[:: WINDOW_UNITS * self.pool.threads]
-            for window in np.split(table, starts[1:]):
-                self._read(window, descriptors, work, matrices)
-                if done < total - self.kept:
-                    drop_pages(window)
-                done += int(window[:, BYTES].sum())
-                progress(STAGE, done, total)
-                yield done
+            windows = np.split(table, starts[1:])
+            before = np.cumsum([0, *(int(window[:, BYTES].sum()) for window in windows)])
+            with closing(reading_order([extent(window) for window in windows])) as order:
+                for i in order:
+                    self._read(windows[i], descriptors, work, matrices)
+                    if before[i] < total - self.kept:
+                        for part in extent(windows[i]):
+                            drop(*part)
+                    done += int(before[i + 1] - before[i])
+                    progress(STAGE, done, total)
+                    yield done
 
     def _table(self, arena: np.ndarray, descriptors: list[int]) -> tuple[np.ndarray, list[Matrix]]:
         """All units, and the matrices that they refer to by address."""
@@ -65,9 +72,11 @@ class WeightReader:
             raise FileError(f"{path} cannot be read: {reason}", "it was longer when it was opened", remedy) from error
 
 
-def drop_pages(window: np.ndarray) -> None:
-    """Out of the page cache with what these units were read from."""
+def extent(window: np.ndarray) -> list[tuple[int, int, int]]:
+    """What these units are read from: (descriptor, offset, bytes) for each file."""
+    parts = []
     for file in np.unique(window[:, FILE]):
         rows = window[window[:, FILE] == file]
         start, end = int(rows[:, OFFSET].min()), int((rows[:, OFFSET] + rows[:, BYTES]).max())
-        os.posix_fadvise(int(file), start, end - start, os.POSIX_FADV_DONTNEED)
+        parts.append((int(file), start, end - start))
+    return parts

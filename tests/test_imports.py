@@ -18,7 +18,7 @@ ROWS = [
     ["rope", "linear", "cache"],
     ["attention", "moe", "recorded"],
     ["model"],
-    ["arena", "nodes", "weights", "prefetch", "weight_reader", "weights_cache"],
+    ["arena", "nodes", "weights", "page_cache", "prefetch", "reading_order", "weight_reader", "weights_cache"],
     ["engine"],
     ["loading"],
     ["terminal", "progress", "prompt", "conversation", "generate", "chat", "perplexity", "reference", "evaluate"],

@@ -168,6 +168,33 @@ def test_arena_holds_every_tensor(small: Path, pool) -> None:
         assert seen[0] == ("reading weights", 0, total) and seen[-1] == ("reading weights", total, total)
 
 
+def test_in_any_order(small: Path, pool, monkeypatch) -> None:
+    """Windows that are in the page cache, every third one, come first; the last bytes of the file stay in it."""
+    monkeypatch.setattr("hetero.weight_reader.WINDOW_UNITS", 1)
+    monkeypatch.setattr(weight_file, "UNIT_BYTES", 4096)
+    dropped: list[int] = []
+    monkeypatch.setattr("hetero.weight_reader.drop", lambda file, start, size: dropped.append(start))
+    monkeypatch.setattr("hetero.reading_order.is_cached", lambda window: window[0][1] // 64 % 3 == 0)
+    with open_gguf(small) as file:
+        slots = plan(file, ModelConfig.from_gguf(file))
+        total = sum(slot.tensor.nbytes for slot in slots)
+        arenas = []
+        for order in (range, None):
+            with monkeypatch.context() as patch:
+                if order:
+                    patch.setattr(
+                        "hetero.weight_reader.reading_order", lambda windows: (i for i in range(len(windows)))
+                    )
+                arenas.append(np.zeros(arena_bytes(slots), np.uint8))
+                dropped.clear()
+                done = list(WeightReader(file, slots, pool, kept=total // 2).fill(arenas[-1], lambda *_: None))
+                assert done == sorted(done) and done[-1] == total
+                if order:
+                    expected = [*dropped]
+        assert np.array_equal(*arenas) and arenas[0].any()
+        assert dropped != expected and sorted(dropped) == expected
+
+
 @pytest.mark.parametrize("kept", [0, 2000, 1 << 20])
 def test_pages_are_dropped_beyond_what_may_stay(kept: int, small: Path, pool, monkeypatch) -> None:
     monkeypatch.setattr("hetero.weight_reader.WINDOW_UNITS", 1)
