@@ -156,7 +156,10 @@ class BenchFlags:
     depth: Annotated[int, Option(min=0, help="Tokens of context before those.")] = 0
     repeat: Annotated[int, Option(min=1, help="Rounds; medians are shown.")] = 3
     compare: Annotated[Literal["llama.cpp"] | None, Option(help="Another engine, in turns, on the same file.")] = None
-    synthetic: Annotated[str | None, Option(metavar="PRESET", help="A model without its file (later versions).")] = None
+    synthetic: Annotated[
+        str | None, Option(metavar="PRESET", help="A model without its file, as deepseek-v3:q4_k_m.")
+    ] = None
+    layers: Annotated[int | None, Option(help="Layers with experts of it [as many as fit].")] = None
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:

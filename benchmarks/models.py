@@ -3,9 +3,10 @@
     python -m benchmarks.models lite.gguf --depths 0,4096 --prompts 512,4096
     python -m benchmarks.models slice.gguf --prompts 512 --all-logits
 
-Each engine runs in a process of its own. Where the memory holds all of them they take turns case by case; else, or with
---apart, they are loaded one after the other for a turn of all cases. llama.cpp runs with its weights as they are in the
-file and rearranged, and the better variant of each case counts. Figures are medians over the rounds; "ratio" is ours
+Each engine runs in a process of its own. Where the memory holds them all they take turns, case by case; where it holds
+two, llama.cpp's variants take turns with hetero one after the other; else, or with --apart, engines are loaded one by
+one for a turn of all cases. llama.cpp runs with its weights as they are in the file and rearranged, and the variant
+that comes nearer to hetero counts. Figures are medians over the rounds; "ratio" is ours
 over theirs: of the medians, and the median of the rounds' ratios. --all-logits asks for the logits of every token of
 a prompt: engines skip most of the last layer otherwise, which is much of a model of three layers.
 
@@ -29,8 +30,9 @@ from hetero.contest import Apart
 from hetero.free_memory import free_memory
 from hetero.inspect import inspect_file
 
-ENGINES = {"hetero": 1.1, "plain": 1.1, "rearranged": 1.7}  # memory they take, as a multiple of the file
-Times = dict[str, dict[str, list[float]]]  # case -> engine -> tokens per second in each round
+# Memory that each takes, as a multiple of the file. The mapped file beside llama.cpp's copy need not stay.
+ENGINES = {"hetero": 1.06, "plain": 1.04, "rearranged": 1.06}
+Round = dict[str, float]  # tokens per second of the engines that took turns
 
 
 def start(engine: str, options: argparse.Namespace, context: int) -> Apart:
@@ -46,58 +48,88 @@ def requests(options: argparse.Namespace, ids: list[int]) -> dict[str, tuple]:
     return made | {f"prefill {n}": (method, ids[:n]) for n in options.prompts}
 
 
-def measure(options: argparse.Namespace, context: int, ids: list[int], nbytes: int) -> tuple[Times, dict]:
-    cases = requests(options, ids)
-    times: Times = defaultdict(lambda: defaultdict(list))
-    facts: dict[str, list[dict]] = defaultdict(list)
+def lineups(options: argparse.Namespace, nbytes: int) -> list[list[str]]:
+    """Which engines are in memory together."""
+    engines, room = options.engines, free_memory() / nbytes
+    if not options.apart and sum(ENGINES[engine] for engine in engines) < room:
+        return [engines]
+    others = [engine for engine in engines if engine != "hetero"]
+    if not options.apart and len(others) < len(engines) and ENGINES["hetero"] + max(map(ENGINES.get, others)) < room:
+        return [["hetero", other] for other in others]
+    return [[engine] for engine in engines]
 
-    def ask(case: str, engine: str, contestant: Apart) -> None:
-        times[case][engine].append(contestant.ask(*cases[case]))
-        if engine == "hetero":
-            times["bandwidth"][case].append(contestant.ask("bandwidth"))
-        print(f"{case:>16}  {engine:<12}{times[case][engine][-1]:9.2f} tok/s", file=sys.stderr, flush=True)
 
-    needed = sum(ENGINES[engine] for engine in options.engines) * nbytes
-    if needed < free_memory() and not options.apart:
+class Measurement:
+    """By case: rounds, and the read bandwidth beside hetero's turns; by engine: facts."""
+
+    def __init__(self, options: argparse.Namespace, context: int, ids: list[int]):
+        self.options, self.context, self.cases = options, context, requests(options, ids)
+        self.rounds: dict[str, list[Round]] = defaultdict(list)
+        self.bandwidth: dict[str, list[float]] = defaultdict(list)
+        self.facts: dict[str, list[dict]] = defaultdict(list)
+
+    def take(self, engines: list[str], rounds: int) -> None:
+        """All cases by these engines in turns; a single engine's speeds join those of the engines before it."""
         with ExitStack() as stack:
-            all_of = {e: stack.enter_context(closing(start(e, options, context))) for e in options.engines}
-            for case in cases:
-                for _ in range(options.rounds):
-                    for engine, contestant in all_of.items():
-                        ask(case, engine, contestant)
-            for engine, contestant in all_of.items():
-                facts[engine].append(contestant.ask("facts"))
-        return times, facts
-    for _ in range(options.rounds):
-        for engine in options.engines:
-            with closing(start(engine, options, context)) as contestant:
-                for case in cases:
-                    ask(case, engine, contestant)
-                facts[engine].append(contestant.ask("facts"))
-    return times, facts
+            loaded = {e: stack.enter_context(closing(start(e, self.options, self.context))) for e in engines}
+            for case in self.cases:
+                for _ in range(rounds):
+                    self._round(case, loaded)
+            for engine, contestant in loaded.items():
+                self.facts[engine].append(contestant.ask("facts"))
+
+    def _round(self, case: str, loaded: dict[str, Apart]) -> None:
+        speeds = {engine: self._ask(case, engine, contestant) for engine, contestant in loaded.items()}
+        last = self.rounds[case][-1:]
+        if last and len(speeds) == 1 and not speeds.keys() & last[0].keys():
+            last[0].update(speeds)
+        else:
+            self.rounds[case].append(speeds)
+
+    def _ask(self, case: str, engine: str, contestant: Apart) -> float:
+        speed = contestant.ask(*self.cases[case])
+        if engine == "hetero":
+            self.bandwidth[case].append(contestant.ask("bandwidth"))
+        print(f"{case:>16}  {engine:<12}{speed:9.2f} tok/s", file=sys.stderr, flush=True)
+        return speed
 
 
-def summary(times: Times, options: argparse.Namespace, report: dict) -> list[dict]:
+def measure(options: argparse.Namespace, context: int, ids: list[int], nbytes: int) -> Measurement:
+    measurement, groups = Measurement(options, context, ids), lineups(options, nbytes)
+    alone = all(len(engines) == 1 for engines in groups)
+    for _ in range(options.rounds if alone else 1):
+        for engines in groups:
+            measurement.take(engines, 1 if alone else options.rounds)
+    return measurement
+
+
+def compare(rounds: list[Round]) -> dict:
+    """With each of the others, over the rounds that both took part in; the best is the one that comes nearest."""
+    ratios = {}
+    for other in dict.fromkeys(engine for speeds in rounds for engine in speeds if engine != "hetero"):
+        pairs = [(speeds["hetero"], speeds[other]) for speeds in rounds if {"hetero", other} <= speeds.keys()]
+        if pairs:
+            mine, theirs = zip(*pairs, strict=True)
+            ratios[other] = median(mine) / median(theirs), median(a / b for a, b in pairs)
+    if not ratios:
+        return {}
+    best = min(ratios, key=ratios.__getitem__)
+    return {"best_other": best, "ratio_of_medians": ratios[best][0], "median_of_ratios": ratios[best][1]}
+
+
+def summary(measurement: Measurement, report: dict) -> list[dict]:
     rows = []
-    for case in requests(options, []):
-        speeds = {engine: median(series) for engine, series in times[case].items()}
-        read = median(times["bandwidth"][case]) if "hetero" in speeds else None
-        row: dict = {"case": case, "tokens_per_second": speeds, "rounds": times[case], "read_bytes_per_second": read}
+    for case, rounds in measurement.rounds.items():
+        engines = dict.fromkeys(engine for speeds in rounds for engine in speeds)
+        speeds = {engine: median(speeds[engine] for speeds in rounds if engine in speeds) for engine in engines}
+        read = median(measurement.bandwidth[case]) if "hetero" in speeds else None
+        row: dict = {"case": case, "tokens_per_second": speeds, "rounds": rounds, "read_bytes_per_second": read}
         if read and case.startswith("decode"):
-            depth = int(case.split()[-1])
-            step = report["active_bytes_per_token"] + depth * report["kv_bytes_per_token"][options.kv]
+            depth, kv = int(case.split()[-1]), measurement.options.kv
+            step = report["active_bytes_per_token"] + depth * report["kv_bytes_per_token"][kv]
             row["share_of_read"] = speeds["hetero"] * step / read
-        others = {engine: speed for engine, speed in speeds.items() if engine != "hetero"}
-        if others and "hetero" in speeds:
-            best = max(others, key=others.__getitem__)
-            pairs = zip(times[case]["hetero"], times[case][best], strict=True)
-            row |= {
-                "best_other": best,
-                "ratio_of_medians": speeds["hetero"] / others[best],
-                "median_of_ratios": median(mine / theirs for mine, theirs in pairs),
-            }
-        rows.append(row)
-        print(json.dumps({key: value for key, value in row.items() if key != "rounds"}), file=sys.stderr)
+        rows.append(row | compare(rounds))
+        print(json.dumps({key: value for key, value in rows[-1].items() if key != "rounds"}), file=sys.stderr)
     return rows
 
 
@@ -116,7 +148,7 @@ def main() -> None:
     report = inspect_file(options.file)
     context = max(*options.prompts, *(depth + options.generate + 1 for depth in options.depths))
     ids = np.random.default_rng(0).integers(0, report["config"]["vocab_size"], context).tolist()
-    times, facts = measure(options, context, ids, report["bytes"])
+    measurement = measure(options, context, ids, report["bytes"])
     result = {
         "model": Path(options.file).name,
         "file_bytes": report["bytes"],
@@ -124,8 +156,8 @@ def main() -> None:
         "threads": options.threads,
         "kv": options.kv,
         "all_logits": options.all_logits,
-        "results": summary(times, options, report),
-        "facts": facts,
+        "results": summary(measurement, report),
+        "facts": measurement.facts,
         **setting(),
     }
     print(json.dumps(result))

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hetero import __version__
+from hetero import __version__, demo
 from hetero.config import RunConfig
 from hetero.contest import Apart, Here
 from hetero.errors import RequestError, UnsupportedError
+from hetero.extrapolate import SyntheticHere, describe_slice, extrapolated
 from hetero.free_memory import free_memory
 from hetero.inspect import inspect_file
 from hetero.parts import PARTS
@@ -19,6 +20,7 @@ from hetero.peer import llama_cpp
 from hetero.probe import machine, versions
 from hetero.progress import StepBar
 from hetero.sizes import format_size
+from hetero.synthetic import Slice, make_slice, slice_report
 from hetero.terminal import Screen
 
 LLAMA_CPP = "llama.cpp"
@@ -38,7 +40,8 @@ class Bench:
     depth: int = 0
     repeat: int = 3
     compare: Literal["llama.cpp"] | None = None
-    synthetic: str | None = None
+    synthetic: str | None = None  # a preset that is measured instead of `model`
+    layers: int | None = None  # of it, with experts
 
     @property
     def context(self) -> int:
@@ -69,39 +72,57 @@ Start = Callable[[], Here | Apart]
 
 def run_bench(what: Bench, run: RunConfig, screen: Screen) -> dict[str, Any]:
     """The document that `hetero bench --json` prints."""
-    report, run = _checked(what, run)
-    starts = _contestants(what, run)
+    report, run, made = _checked(what, run)
+    starts = _contestants(what, run, made)
     left_out = _without_room(starts, report["bytes"])
     ids = np.random.default_rng(0).integers(0, report["config"]["vocab_size"], what.context).tolist()
     with StepBar(screen, "bench") as bar:
         rounds = _measure(what, starts, report["bytes"], ids, bar)
     ours = rounds.pop("hetero")
     result = _document(what, run, report, ours)
+    if made is not None:
+        result = extrapolated(result, made, ours.decode, ours.facts)
     if what.compare:
         result["compare"] = _comparison(ours, rounds, left_out)
     return result
 
 
-def _checked(what: Bench, run: RunConfig) -> tuple[dict[str, Any], RunConfig]:
-    """The file's report, and the settings with a context that holds the run; refuses before weights are read."""
+def _checked(what: Bench, run: RunConfig) -> tuple[dict[str, Any], RunConfig, Slice | None]:
+    """The file's report, and the settings with a context that holds the run; refuses before weights are read.
+
+    Without a file: the report of the slice of a preset, and the slice.
+    """
+    made = None
     if what.synthetic is not None:
-        raise UnsupportedError(f"--synthetic {what.synthetic}", "this version measures files", "give a GGUF file")
-    if what.compare:
-        llama_cpp()
-    report = inspect_file(what.model)
-    if report["refused"]:
-        raise UnsupportedError(f"{what.model}: {report['refused']}", remedy="hetero inspect shows what is in the file")
+        for other in (what.compare and f"--compare {what.compare}", what.model != str(demo.path()) and what.model):
+            if other:
+                raise RequestError(
+                    f"{other} with --synthetic", "a synthetic model has no file", "leave out one of them"
+                )
+        made = make_slice(what.synthetic, what.layers, run, run.context or what.context)
+        report = slice_report(made, whole=False)
+    elif what.layers is not None:
+        raise RequestError(f"--layers {what.layers}", "all layers of a file are measured", "give --synthetic PRESET")
+    else:
+        if what.compare:
+            llama_cpp()
+        report = inspect_file(what.model)
+        if report["refused"]:
+            found = f"{what.model}: {report['refused']}"
+            raise UnsupportedError(found, remedy="hetero inspect shows what is in the file")
     longest, need = report["config"]["context_length"], what.context
     asked = f"--prompt {what.prompt}, --depth {what.depth} and --generate {what.generate} need {need} tokens"
     if need > longest:
         raise RequestError(asked, f"{report['config']['name']} was made for at most {longest}", "ask for fewer")
     if run.context is not None and need > run.context:
         raise RequestError(asked, f"--context {run.context} holds fewer", "raise it, or leave it out")
-    return report, replace(run, context=run.context or need)
+    return report, replace(run, context=run.context or need), made
 
 
-def _contestants(what: Bench, run: RunConfig) -> dict[str, Start]:
+def _contestants(what: Bench, run: RunConfig, made: Slice | None) -> dict[str, Start]:
     """What starts each. Alone, this engine runs in this process; beside llama.cpp each has a process of its own."""
+    if made is not None:
+        return {"hetero": lambda: SyntheticHere(made, run)}
     if not what.compare:
         return {"hetero": lambda: Here("hetero", what.model, run)}
     from cpu_kernels.topology import default_threads
@@ -185,7 +206,7 @@ def _document(what: Bench, run: RunConfig, report: dict[str, Any], ours: Rounds)
     cache = what.depth * report["kv_bytes_per_token"][run.kv]
     bandwidth = median(ours.bandwidth)
     return {
-        "model": what.model,
+        "model": what.synthetic or what.model,
         "machine": machine(),
         "threads": ours.facts["threads"],
         "kv": run.kv,
@@ -230,18 +251,25 @@ def describe(result: dict[str, Any]) -> str:
     bytes_read = f"{format_size(result['weight_bytes_per_token'])} of weights"
     if result["depth"]:
         bytes_read += f" and {format_size(result['kv_bytes_at_depth'])} of cache"
+    word = "extrapolated" if result["extrapolated_from_layers"] else "measured"
+    rounds = f"{result['repeat']} x {result['generated_tokens']} tokens"
     lines = [
         f"decode at depth {result['depth']:,}",
-        f"  ceiling   {ceiling:10,.1f} tok/s  ({bytes_read} a token, {read})",
-        f"  measured  {speed:10,.1f} tok/s  {speed / ceiling:.0%} of the ceiling; best"
-        f" {result['decode_tokens_per_second_best']:,.1f} ({result['repeat']} x {result['generated_tokens']} tokens)",
-        f"  time      {_shares(result['parts'])}",
+        f"  {'ceiling':<{len(word)}}  {_speed(ceiling)} tok/s  ({bytes_read} a token, {read})",
+        f"  {word}  {_speed(speed)} tok/s  {speed / ceiling:.0%} of the ceiling; best"
+        f" {_speed(result['decode_tokens_per_second_best'], 0)} ({rounds})",
+        f"  {'time':<{len(word)}}  {_shares(result['parts'])}",
         f"prefill of {result['prompt_tokens']:,} tokens",
-        f"  measured  {result['prefill_tokens_per_second']:10,.1f} tok/s  best"
-        f" {result['prefill_tokens_per_second_best']:,.1f}",
+        f"  {word}  {_speed(result['prefill_tokens_per_second'])} tok/s  best"
+        f" {_speed(result['prefill_tokens_per_second_best'], 0)}",
+        *(describe_slice(result) if "slice" in result else []),
         f"loaded in {result['load_seconds']:.1f} s, peak resident memory {format_size(result['peak_resident_bytes'])}",
     ]
     return "\n".join(lines + _comparison_lines(result))
+
+
+def _speed(tokens_per_second: float, width: int = 10) -> str:
+    return f"{tokens_per_second:{width},.{1 if tokens_per_second >= 10 else 2}f}"
 
 
 def _shares(parts: dict[str, float]) -> str:

@@ -129,7 +129,8 @@ def test_comparison_one_at_a_time(calls: list[tuple[Any, ...]], monkeypatch: pyt
 @pytest.mark.parametrize(
     ("what", "run", "error", "said"),
     [
-        ({"synthetic": "deepseek-v3:q4_k_m"}, {}, UnsupportedError, "--synthetic deepseek-v3"),
+        ({"synthetic": "deepseek-v3:q9"}, {}, RequestError, "no preset 'deepseek-v3:q9'"),
+        ({"layers": 2}, {}, RequestError, "--layers 2; all layers of a file are measured"),
         ({"depth": 1 << 20}, {}, RequestError, "made for at most"),
         ({"prompt": 1 << 20}, {}, RequestError, "made for at most"),
         ({"depth": 100, "generate": 100}, {"context": 200}, RequestError, "need 512 tokens; --context 200"),

@@ -18,11 +18,15 @@ ROWS = [
     ["rope", "linear", "cache"],
     ["attention", "moe", "recorded"],
     ["model"],
+<<<<<<< HEAD
     ["arena", "nodes", "weights", "page_cache", "prefetch", "reading_order", "weight_reader", "weights_cache"],
+=======
+    ["arena", "nodes", "weights", "prefetch", "weight_reader", "weights_cache", "random_weights"],
+>>>>>>> main
     ["engine"],
-    ["loading"],
+    ["loading", "synthetic"],
     ["terminal", "progress", "prompt", "conversation", "generate", "chat", "perplexity", "reference", "evaluate"],
-    ["parts", "peer", "contest", "bench"],
+    ["parts", "peer", "contest", "extrapolate", "bench"],
 ]
 ONLY_IN = {"numba": "cpu_kernels", "llvmlite": "cpu_kernels", "triton": "gpu_kernels", "typer": "cli"}
 

@@ -39,7 +39,7 @@ def test_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert row["overlapped_floor_seconds"] == pytest.approx(max(from_disk, from_host))
         if row["case"] == "memory":
             arena = from_host * row["new_memory_bytes_per_second"]
-            assert weights <= round(arena) < weights + 4096 * count
+            assert weights / 2 < arena < weights + 4096 * count, "but for the layer that predicts further tokens"
             assert arena + row["beside_weights_bytes"] == pytest.approx(row["held_bytes"])
         else:
             assert from_host == pytest.approx(0, abs=1e-9)

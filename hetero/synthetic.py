@@ -1,0 +1,216 @@
+"""A model without its file: some layers of a preset, of the true shapes and types, with random weights, in memory.
+
+The head, the embedding, one dense layer and a few layers with experts are made; hetero.extrapolate works out from their
+speed what the whole model would do.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cpu_kernels import SUPPORTED
+from hetero.arena import arena_bytes, place, plan
+from hetero.config import CACHE_TYPES, ModelConfig, RopeConfig, RunConfig
+from hetero.errors import RequestError, ResourceError, UnsupportedError
+from hetero.free_memory import free_memory
+from hetero.known_models import Router
+from hetero.loading import WORKING_BYTES, Progress, chosen_context, chosen_threads
+from hetero.sizes import format_size
+from placement.model import Dimensions, Model, part_of
+from placement.presets import UnknownPreset, canonical, preset
+
+if TYPE_CHECKING:
+    from hetero.engine import Engine
+
+STAGE = "making weights"
+PATTERNS_BYTES = 512 << 20  # of all patterns of random rows, at most; freed when the weights are made
+
+
+class Routing(NamedTuple):
+    """What the router of a preset's model does, and its rope: the config.json of the originals."""
+
+    router: Router
+    normalized: bool
+    scale: float
+    rope: RopeConfig
+
+
+_YARN = RopeConfig(64, 1e4, 40.0, 4096, 32.0, 1.0, 0.1)
+_YARN_V2 = replace(_YARN, log_multiplier=0.0707)
+ROUTINGS = {
+    "deepseek-v2-lite": Routing(Router("softmax", 1, 1), False, 1.0, _YARN_V2),
+    "deepseek-v2": Routing(Router("softmax", 8, 3), False, 16.0, _YARN_V2),
+    "deepseek-v3": Routing(Router("sigmoid", 8, 4), True, 2.5, _YARN),
+    "kimi-k2": Routing(Router("sigmoid", 1, 1), True, 2.827, RopeConfig(64, 5e4, 32.0, 4096, 1.0, 1.0, 0.1)),
+}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some layers of a model. `layers`: their true numbers, the dense ones first; in `model` they are 0, 1, 2, ..."""
+
+    name: str
+    whole: Model
+    layers: tuple[int, ...]
+    model: Model
+    config: ModelConfig
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.layers) == self.whole.dimensions.layers
+
+
+def make_slice(name: str, layers: int | None, run: RunConfig, context: int) -> Slice:
+    """Of a preset, with so many MoE layers; None: as many as the free memory holds beside the cache.
+
+    Raises RequestError (of an unknown name too), UnsupportedError (types without a kernel), ResourceError.
+    """
+    try:
+        model, _ = canonical(name)
+    except UnknownPreset as error:
+        raise RequestError(error.found, error.limit, error.remedy) from None
+    whole, routing = preset(name), ROUTINGS[model]
+    without = sorted({tensor.type for tensor in whole.tensors} - SUPPORTED)
+    if without:
+        found = f"{name}: weights of the type {', '.join(without)}"
+        raise UnsupportedError(found, "no kernel yet: it can only be planned with", f"measure {model}:q8_0")
+    most = whole.dimensions.moe_layers
+    if layers is not None and not 1 <= layers <= most:
+        raise RequestError(f"--layers {layers}", f"{name} has 1 to {most} layers with experts", "ask for as many")
+    free = free_memory()
+    counts = (layers,) if layers is not None else range(most, 0, -1)
+    for count in counts:
+        made = _cut(name, whole, routing, count)
+        needed = (
+            made.model.nbytes + context * made.config.cache_bytes_per_token(run.kv) + WORKING_BYTES + PATTERNS_BYTES
+        )
+        if needed <= free:
+            return made
+    remedy = "lower --layers" if count > 1 else "take a preset of fewer bits, or a smaller model"
+    found = f"{name} with {_counted(count)}, cache and working memory need {format_size(needed)}"
+    raise ResourceError(found, f"{format_size(free)} of memory are free", remedy)
+
+
+def _counted(count: int) -> str:
+    return "a single layer with experts" if count == 1 else f"{count} layers with experts"
+
+
+def _cut(name: str, whole: Model, routing: Routing, count: int) -> Slice:
+    """One dense layer (all of them in a whole model) and `count` others, whose sizes stand for those of all."""
+    d = whole.dimensions
+    layer_bytes = {layer: sum(t.nbytes for t in tensors) for layer, tensors in whole.routed_by_layer.items()}
+    by_size = sorted(layer_bytes, key=lambda layer: (layer_bytes[layer], layer))
+    chosen = sorted(by_size[(2 * i + 1) * len(by_size) // (2 * count)] for i in range(count))
+    dense = d.dense_layers if count == d.moe_layers else min(1, d.dense_layers)
+    layers = *range(dense), *chosen
+    number = {layer: i for i, layer in enumerate(layers)}
+    kept = [t for t in whole.tensors if t.layer is None or t.layer in number]
+    tensors = tuple(t if t.layer is None else replace(t, name=_renumbered(t.name, number[t.layer])) for t in kept)
+    model = Model(name, replace(d, layers=len(layers), dense_layers=dense), tensors)
+    return Slice(name, whole, layers, model, _config(name, model, routing))
+
+
+def _renumbered(name: str, layer: int) -> str:
+    return f"blk.{layer}." + name.split(".", 2)[2]
+
+
+def _config(name: str, model: Model, routing: Routing) -> ModelConfig:
+    d: Dimensions = model.dimensions
+    return ModelConfig(
+        name=name,
+        vocab_size=d.vocab_size,
+        context_length=d.context_length,
+        hidden_size=d.hidden_size,
+        layers=d.layers,
+        dense_layers=d.dense_layers,
+        nextn_layers=0,
+        rms_eps=1e-6,
+        heads=d.heads,
+        q_lora_rank=d.q_lora_rank,
+        kv_lora_rank=d.kv_lora_rank,
+        nope_dim=d.nope_dim,
+        value_dim=d.value_dim,
+        kv_b_split=True,
+        rope=replace(routing.rope, dimension=d.rope_dim),
+        intermediate_size=d.intermediate_size,
+        expert_intermediate_size=d.expert_intermediate_size,
+        experts=d.experts,
+        experts_used=d.experts_used,
+        shared_experts=d.shared_experts,
+        expert_groups=routing.router.groups,
+        expert_groups_used=routing.router.groups_used,
+        group_score="top2" if routing.router.gating == "sigmoid" else "max",
+        gating=routing.router.gating,
+        expert_bias=any(t.name.endswith("exp_probs_b.bias") for t in model.tensors),
+        expert_weights_norm=routing.normalized,
+        expert_weights_scale=routing.scale,
+    )
+
+
+def active_bytes(model: Model) -> int:
+    """Of the weights that decoding one token reads."""
+    d, total = model.dimensions, 0
+    for tensor in model.tensors:
+        match part_of(tensor.name, d.layers):
+            case "routed experts":
+                total += tensor.nbytes * d.experts_used // d.experts
+            case "embedding":
+                total += tensor.nbytes // tensor.shape[0]
+            case _:
+                total += tensor.nbytes
+    return total
+
+
+def load_slice(
+    made: Slice, run: RunConfig, progress: Progress | None = None, notice: Callable[[str], None] | None = None
+) -> "Engine":
+    """An engine with random weights. Raises RequestError, ResourceError, as `hetero.load`."""
+    from cpu_kernels import CACHED, Pool, note_compiled
+    from hetero.cache import LatentCache
+    from hetero.nodes import new_arena, split
+    from hetero.random_weights import PatternFile, PatternReader
+
+    report = progress or (lambda stage, done, total: None)
+    if run.mmap or run.weights_cache is not None:
+        found = "a synthetic model with " + ("--mmap" if run.mmap else "--weights-cache")
+        raise RequestError(found, "it has no file", "leave it out")
+    with ExitStack() as undo:
+        report("preparing kernels" if CACHED else "compiling kernels for this CPU, once, about a minute", 0, 0)
+        from hetero.engine import Engine  # here: naming the kernels compiles them
+
+        cache = LatentCache(made.config, run, chosen_context(made.config, run))
+        pool = undo.enter_context(Pool(chosen_threads(run)))
+        tensors = ((t.name, t.type, t.shape) for t in made.model.tensors)
+        file = PatternFile(made.name, tensors, pool)
+        undo.callback(file.close)
+        slots = split(plan(file, made.config), pool)
+        needed, free = arena_bytes(slots) + cache.nbytes + WORKING_BYTES, free_memory()
+        if needed > free:
+            found = f"weights, cache and working memory need {format_size(needed)}"
+            raise ResourceError(found, f"{format_size(free)} of memory are free", "lower --layers")
+        arena, line = new_arena(slots, pool)
+        if line and notice:
+            notice(line)
+        reader = PatternReader(file, slots, pool, kept=arena.size)
+        for _ in reader.fill(arena, lambda _, done, total: report(STAGE, done, total)):
+            pass
+        file.forget_patterns()
+        file.tensors = place(slots, arena)
+        engine = Engine(file, made.config, run, cache, pool)
+        engine.model.rehearse(cache.layers)
+        note_compiled()
+        undo.pop_all()
+    return engine
+
+
+def slice_report(made: Slice, whole: bool) -> dict[str, Any]:
+    """What `hetero.inspect.inspect_file` says of a file, as far as a benchmark needs it: of the slice, or of all."""
+    model = made.whole if whole else made.model
+    config = replace(made.config, layers=model.dimensions.layers)
+    return {
+        "config": {"name": made.name, "vocab_size": config.vocab_size, "context_length": config.context_length},
+        "bytes": model.nbytes,
+        "active_bytes_per_token": active_bytes(model),
+        "kv_bytes_per_token": {kv: config.cache_bytes_per_token(kv) for kv in CACHE_TYPES},
+    }

@@ -1,0 +1,313 @@
+"""Models without a file: which layers are made, what their weights are, and what their speed says of the whole."""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import hetero.synthetic
+from cli import app
+from cpu_kernels import SUPPORTED, Matrix, Pool, dequantize
+from hetero import RunConfig, demo
+from hetero.bench import Bench, describe, run_bench
+from hetero.engine import Engine
+from hetero.errors import HeteroError, RequestError, ResourceError, UnsupportedError
+from hetero.extrapolate import PassTimes, extrapolated, whole_pass
+from hetero.known_models import Router
+from hetero.random_weights import PERIOD_BYTES, UNIT_BYTES, kind_of, random_rows
+from hetero.synthetic import PATTERNS_BYTES, Routing, Slice, active_bytes, load_slice, make_slice, slice_report
+from hetero.terminal import Screen
+from placement.model import Dimensions
+from placement.presets import MODELS, names, preset
+from tests.random_weights import values_of
+
+DEMO = str(demo.path())
+SMALL = Dimensions(
+    vocab_size=512, hidden_size=256, layers=8, dense_layers=2, nextn_layers=0, heads=8, q_lora_rank=256,
+    kv_lora_rank=256, nope_dim=32, rope_dim=32, value_dim=32, intermediate_size=512, expert_intermediate_size=256,
+    experts=16, experts_used=4, shared_experts=1, context_length=4096,
+)  # fmt: skip
+GB = 10**9
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model like the presets' that a test has time for."""
+    monkeypatch.setitem(MODELS, "small", SMALL)
+    routing = Routing(Router("sigmoid", 4, 2), True, 2.5, hetero.synthetic.ROUTINGS["deepseek-v3"].rope)
+    monkeypatch.setitem(hetero.synthetic.ROUTINGS, "small", routing)
+
+
+def free(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
+    monkeypatch.setattr(hetero.synthetic, "free_memory", lambda: nbytes)
+
+
+# Weights
+
+
+@pytest.mark.parametrize("type", sorted(SUPPORTED))
+def test_random_rows_are_finite_centred_and_of_the_wanted_size(type: str) -> None:
+    with Pool(1) as pool:
+        rows = random_rows(pool, np.random.default_rng(1), type, (96, 2048), std=0.0118)
+    values = values_of(rows, type)
+    assert values.shape == (96, 2048) and np.isfinite(values).all()
+    assert values.std(dtype=np.float64) == pytest.approx(0.0118, rel=0.03)
+    assert abs(values.mean(dtype=np.float64)) < 0.02 * 0.0118
+    assert np.abs(values.mean(axis=1)).max() < 0.5 * 0.0118, "no row leans to one side"
+    assert len(np.unique(rows, axis=0)) == 96
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "small", SMALL)
+        patch.setitem(hetero.synthetic.ROUTINGS, "small", hetero.synthetic.ROUTINGS["deepseek-v3"])
+        run = RunConfig(context=256, threads=2)
+        made = make_slice("small:q4_k_m", 3, run, 256)
+    engine = load_slice(made, run)
+    yield engine
+    engine.close()
+
+
+def test_tensors_in_memory_hold_what_they_should(engine: Engine) -> None:
+    """Every weight finite and of the wanted size; experts, layers and tensors of one kind differ."""
+    seen: dict[bytes, str] = {}
+    for name, tensor in engine.file.tensors.items():
+        if tensor.layout == "x16":
+            *stack, rows, columns = tensor.shape
+            matrix = Matrix.x16(tensor.data, tensor.type, rows, columns, flat=not stack)
+            values = dequantize(engine.pool, matrix)
+        else:
+            values = values_of(np.ascontiguousarray(tensor.data), tensor.type)
+        kind = kind_of(name, tensor.type, tensor.shape)
+        few = 10 / math.sqrt(values.size)
+        assert np.isfinite(values).all()
+        assert values.std() == pytest.approx(kind.std, rel=0.1 + few), name
+        assert values.mean() == pytest.approx(kind.mean, abs=kind.std * (0.02 + few)), name
+        for matrix_values in values.reshape(-1, *values.shape[-2:]):
+            key = matrix_values.tobytes()[:1024]
+            assert seen.setdefault(key, name) is name and list(seen).count(key) == 1, (name, seen[key])
+
+
+def test_the_model_computes_something_sensible(engine: Engine) -> None:
+    logits = engine.logits(np.random.default_rng(0).integers(0, 512, 100).tolist())
+    assert np.isfinite(logits).all() and 1 < logits.std() < 4
+    assert len(set(logits.argmax(axis=1).tolist())) > 50
+    for mixture in engine.model.mixtures:
+        counts = np.bincount(mixture.chosen.reshape(-1), minlength=16)
+        assert counts.sum() == 400 and counts.min() >= 5 and counts.max() < 75, "uniform is 25"
+
+
+def test_patterns_stay_small() -> None:
+    for name in names():
+        tensors = preset(name).tensors
+        kinds = {kind_of(t.name, t.type, t.shape) for t in tensors if t.type in SUPPORTED}
+        lengths = [PERIOD_BYTES + max(UNIT_BYTES, 17 * kind.row_bytes) for kind in kinds]
+        assert sum(lengths) < PATTERNS_BYTES
+
+
+# Which layers
+
+
+def down_types(made: Slice) -> list[str]:
+    return [t.type for t in made.model.tensors if t.name.endswith("ffn_down_exps.weight")]
+
+
+def test_a_slice_has_true_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of DeepSeek-V3 at Q4_K_M 27 layers of 58 have larger down projections: half of the layers made have them too."""
+    free(monkeypatch, 10**12)
+    made = make_slice("deepseek-v3:q4_k_m", 2, RunConfig(), 512)
+    assert made.layers[0] == 0 and len(made.layers) == 3 and sorted(down_types(made)) == ["Q4_K", "Q6_K"]
+    assert down_types(make_slice("deepseek-v3:q4_k_m", 1, RunConfig(), 512)) == ["Q4_K"]
+    assert sorted(down_types(make_slice("deepseek-v3:q4_k_m", 9, RunConfig(), 512))) == ["Q4_K"] * 5 + ["Q6_K"] * 4
+    whole = {t.name: (t.type, t.shape) for t in preset("deepseek-v3:q4_k_m").tensors}
+    for tensor in made.model.tensors:
+        name = tensor.name
+        if tensor.layer is not None:
+            name = f"blk.{made.layers[tensor.layer]}." + name.split(".", 2)[2]
+        assert whole.pop(name) == (tensor.type, tensor.shape)
+    assert all(name.startswith("blk.") for name in whole)
+    assert (made.config.layers, made.config.dense_layers, made.config.experts) == (3, 1, 256)
+
+
+def test_as_many_layers_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer of DeepSeek-V3 at Q4_K_M has 6.5 to 7.7 GB, head and embedding 1.3 GB, a dense layer 0.4 GB."""
+    found = {}
+    for gigabytes in (12, 20, 30, 500):
+        free(monkeypatch, gigabytes * GB)
+        made = make_slice("deepseek-v3:q4_k_m", None, RunConfig(), 512)
+        found[gigabytes] = len(made.layers), made.is_whole
+        assert made.model.nbytes < gigabytes * GB - 1.0e9
+    assert found == {12: (2, False), 20: (3, False), 30: (4, False), 500: (61, True)}
+
+
+def test_context_takes_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 17 * GB)
+    assert len(make_slice("deepseek-v3:q4_k_m", None, RunConfig(), 512).layers) == 3
+    assert len(make_slice("deepseek-v3:q4_k_m", None, RunConfig(kv="f32"), 160_000).layers) == 2
+
+
+def bench(**what: Any) -> dict[str, Any]:
+    run = {name: what.pop(name) for name in ("mmap", "weights_cache", "context") if name in what}
+    settings: dict[str, Any] = {"model": DEMO, "prompt": 40, "generate": 4, "repeat": 2, "synthetic": "small:q4_k_m"}
+    return run_bench(Bench(**settings | what), RunConfig(threads=2, **run), Screen())
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "said"),
+    [
+        ({"synthetic": "deepseek-v3"}, RequestError, "nearest: deepseek-v3:q4_k_m"),
+        ({"layers": 0}, RequestError, "--layers 0; small:q4_k_m has 1 to 6 layers with experts"),
+        ({"layers": 7}, RequestError, "--layers 7"),
+        ({"synthetic": "deepseek-v3:fp8"}, UnsupportedError, "F8_E4M3; no kernel yet: .* measure deepseek-v3:q8_0"),
+        ({"compare": "llama.cpp"}, RequestError, "--compare llama.cpp with --synthetic; a synthetic model has no file"),
+        ({"model": "other.gguf"}, RequestError, "other.gguf with --synthetic"),
+        ({"mmap": True}, RequestError, "a synthetic model with --mmap; it has no file"),
+        ({"weights_cache": "there"}, RequestError, "--weights-cache"),
+        ({"prompt": 5000}, RequestError, "small:q4_k_m was made for at most 4096"),
+        ({"context": 20}, RequestError, "--context 20 holds fewer"),
+    ],
+)
+def test_refused(what: dict[str, Any], error: type[HeteroError], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cpu_kernels.Pool", None)  # before anything is made
+    with pytest.raises(error, match=said):
+        bench(**what)
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (3, r"with 3 layers with experts, .* need 2\d\.\d\d GiB; 5\.59 GiB of memory are free; lower --layers"),
+        (None, r"with a single layer with experts, .* need 8\.\d\d GiB; 5\.59 .*; take a preset of fewer bits"),
+    ],
+)
+def test_what_does_not_fit(layers: int | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 6 * GB)
+    with pytest.raises(ResourceError, match=said):
+        bench(synthetic="deepseek-v3:q4_k_m", layers=layers)
+
+
+def test_refusals_are_one_line_on_the_terminal() -> None:
+    for arguments, said in ((["kimi:q2"], "nearest: kimi-k2:q2_k"), (["deepseek-v3:q2_k", "--layers", "0"], "1 to 58")):
+        result = CliRunner().invoke(app, ["bench", "--synthetic", *arguments])
+        assert result.exit_code == 1 and said in result.stderr and result.stdout == ""
+
+
+# From layers to the whole
+
+
+def seconds(made: Slice, dense: float, of_type: dict[str, float]) -> PassTimes:
+    feed_forward = [dense, *(of_type[type] for type in down_types(made))]
+    return PassTimes([1.0] * len(feed_forward), feed_forward, head=7.0, other=1.0 + 0.5 * len(feed_forward), once=1.0)
+
+
+def test_layers_stand_for_those_of_their_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 10**12)
+    made = make_slice("deepseek-v3:q4_k_m", 3, RunConfig(), 512)
+    parts = whole_pass(made, seconds(made, dense=4.0, of_type={"Q4_K": 2.0, "Q6_K": 3.0}))
+    assert parts == {"attention": 61, "experts": 31 * 2 + 27 * 3, "dense": 12, "head": 7, "other": 1 + 61 * 0.5}
+    prompt = whole_pass(made, seconds(made, dense=4.0, of_type={"Q4_K": 2.0, "Q6_K": 3.0}), prompt=True)
+    assert (prompt["attention"], prompt["experts"]) == (60, 31 * 2 + 26 * 3), "the last layer only writes the cache"
+
+
+def test_a_type_that_was_not_measured_goes_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoded token is bound by memory: 210 bytes against 144 for a third of the weights."""
+    free(monkeypatch, 10**12)
+    made = make_slice("deepseek-v3:q4_k_m", 1, RunConfig(), 512)
+    times = seconds(made, dense=4.0, of_type={"Q4_K": 2.0})
+    larger = 2.0 * (2 * 144 + 210) / (3 * 144)
+    # the router, in f32 in both, moves it a little
+    assert whole_pass(made, times)["experts"] == pytest.approx(31 * 2 + 27 * larger, rel=1e-3)
+    assert whole_pass(made, times, prompt=True)["experts"] == 57 * 2
+
+
+def test_the_document_is_that_of_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 10**12)
+    made = make_slice("deepseek-v3:q4_k_m", 2, RunConfig(), 4096)
+    times = seconds(made, dense=4.0, of_type={"Q4_K": 2.0, "Q6_K": 3.0})
+    document = {key: 0.0 for key in ("decode_tokens_per_second", "prefill_tokens_per_second")}
+    document |= {"decode_ceiling_tokens_per_second": 0.0, "weight_bytes_per_token": 0, "kv_bytes_at_depth": 0}
+    document |= {"parts": {}, "depth": 4096, "kv": "f16", "prompt_tokens": 512, "model": made.name}
+    document["read_bandwidth_bytes_per_second"] = 4e11
+    facts = {"decoded": [times] * 3, "prefilled": [times], "touched": {}}
+    result = extrapolated(document, made, [0.1, 0.3, 0.2], facts)
+    slice_seconds = sum(times.by_part(1).values())
+    assert slice_seconds == 3 + (4 + 2 + 3) + 7 + 2.5
+    whole_seconds = 61 + (12 + 31 * 2 + 27 * 3) + 7 + 31.5
+    assert result["decode_tokens_per_second"] == pytest.approx(0.2 * slice_seconds / whole_seconds)
+    assert result["decode_tokens_per_second_best"] == pytest.approx(0.3 * slice_seconds / whole_seconds)
+    prompt = 60 + (12 + 31 * 2 + 26 * 3) + 7 + 1 + 60 * 0.5 + 1 / result["decode_tokens_per_second"]
+    assert result["prefill_tokens_per_second"] == pytest.approx(512 / prompt)
+    # 12.3 GB of routed experts and about 9.9 GB of the rest; 70,272 bytes of cache a token
+    assert result["weight_bytes_per_token"] == pytest.approx(22.2e9, rel=0.01)
+    assert result["kv_bytes_at_depth"] == 4096 * 70_272
+    read = result["weight_bytes_per_token"] + result["kv_bytes_at_depth"]
+    assert result["decode_ceiling_tokens_per_second"] == 4e11 / read
+    assert result["extrapolated_from_layers"] == 3 and result["layers"] == 61
+    assert result["slice"]["layers"] == list(made.layers) and result["model_bytes"] == made.whole.nbytes
+
+
+def test_active_bytes() -> None:
+    """As `hetero inspect` counts them in a file."""
+    report = slice_report(make_slice("small:q8_0", 6, RunConfig(), 64), whole=True)
+    model = preset("small:q8_0")
+    routed = sum(t.nbytes for t in model.by_part["routed experts"])
+    embedding = model.by_part["embedding"][0].nbytes
+    assert report["active_bytes_per_token"] == active_bytes(model)
+    assert active_bytes(model) == model.nbytes - routed * 3 // 4 - embedding + embedding // 512
+
+
+# All of it
+
+
+def test_a_slice_is_measured_and_extrapolated() -> None:
+    result = bench(layers=2, depth=8)
+    json.dumps(result)
+    assert result["model"] == "small:q4_k_m" and result["extrapolated_from_layers"] == 3
+    made = result["slice"]
+    assert made["layers"][0] == 0 and len(made["layers"]) == 3 and made["bytes"] < result["model_bytes"]
+    for speed in ("decode_tokens_per_second", "prefill_tokens_per_second", "decode_ceiling_tokens_per_second"):
+        assert 0 < result[speed] < made[speed], "eight layers are slower than three"
+    assert min(result["parts"].values()) >= 0 and list(result["parts"]) == list(made["parts"])
+    touched = result["experts_touched"]
+    assert {phase: row["tokens"] for phase, row in touched.items()} == {"prefill": 39, "decode": 32}
+    for row in touched.values():
+        assert 0.85 * row["expected"] < row["distinct"] <= 16
+    text = describe(result)
+    assert text.count("extrapolated") == 2 and "measured  " not in text and text.index("ceiling") < text.index("extra")
+    assert "3 of 8 layers were made and measured, of small:q4_k_m" in text and "uniform routing 16.0" in text
+
+
+def test_a_model_that_fits_whole_is_measured() -> None:
+    result = bench(prompt=1)
+    assert result["extrapolated_from_layers"] is None and result["slice"]["layers"] == list(range(8))
+    assert result["decode_tokens_per_second"] == result["slice"]["decode_tokens_per_second"]
+    assert "extrapolated" not in describe(result) and "measured  " in describe(result)
+
+
+def test_clocks_change_nothing() -> None:
+    """The passes that are taken apart give the cache and the choice of experts that the engine's own do."""
+    from hetero.extrapolate import SyntheticHetero
+
+    ids = np.random.default_rng(3).integers(0, 512, 70).tolist()
+    run = RunConfig(context=128, threads=2)
+    alone = SyntheticHetero(make_slice("small:q4_k_m", 2, run, 128), run)
+    try:
+        engine = alone.engine
+        engine.logits(ids[:-1])
+        chosen = [mixture.chosen.copy() for mixture in engine.model.mixtures]
+        cache = [layer[engine.cache.block_table[0, 0]].copy() for layer in engine.cache.layers]
+        times = alone._prefill_times(ids[:-1])
+        assert all(np.array_equal(m.chosen, c) for m, c in zip(engine.model.mixtures, chosen, strict=True))
+        page = engine.cache.block_table[0, 0]  # of the first 64 tokens
+        assert all(np.array_equal(a[page], b) for a, b in zip(engine.cache.layers, cache, strict=True))
+        assert len(times.attention) == len(times.feed_forward) == 3 and min(times.feed_forward) > 0
+        before = engine.logits(ids)
+        alone.parts(ids)
+        assert np.array_equal(engine.logits(ids), before)
+    finally:
+        alone.close()
