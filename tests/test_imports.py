@@ -18,11 +18,8 @@ ROWS = [
     ["rope", "linear", "cache"],
     ["attention", "moe", "recorded"],
     ["model"],
-<<<<<<< HEAD
-    ["arena", "nodes", "weights", "page_cache", "prefetch", "reading_order", "weight_reader", "weights_cache"],
-=======
+    ["page_cache", "reading_order"],
     ["arena", "nodes", "weights", "prefetch", "weight_reader", "weights_cache", "random_weights"],
->>>>>>> main
     ["engine"],
     ["loading", "synthetic"],
     ["terminal", "progress", "prompt", "conversation", "generate", "chat", "perplexity", "reference", "evaluate"],
