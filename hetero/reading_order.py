@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 
 from hetero.page_cache import cached_bytes, read_ahead
@@ -11,7 +11,7 @@ AHEAD_BYTES = 512 << 20  # asked of the disk and not used yet: some queues full,
 Window = Sequence[tuple[int, int, int]]  # (descriptor, offset, bytes) of an open file
 
 
-def reading_order(windows: Sequence[Window]) -> Iterator[int]:
+def reading_order(windows: Sequence[Window]) -> Generator[int, None, None]:
     """Yields the index of each window once. The next one is asked for when the window has been used.
 
     Windows that the disk has to read come in their order as soon as they are in the page cache; those that were there
