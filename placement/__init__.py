@@ -13,6 +13,7 @@ from placement.machine import AttentionRate, LinearRate, Link, Machine, Memory, 
 from placement.model import Dimensions, Model, Tensor
 from placement.plan import Plan, Settings
 from placement.planner import make_plan
+from placement.predict import Predictor
 from placement.presets import preset
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Model",
     "PlacementError",
     "Plan",
+    "Predictor",
     "Processor",
     "Settings",
     "Tensor",

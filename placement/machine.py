@@ -52,7 +52,9 @@ class LinearRate(Document):
     verb: Literal["linear", "heads", "experts"]
     type: str  # GGUF type name
     bytes_per_weight: float
-    call_seconds: float  # whatever the size: dispatch, barrier, quantization of a row of activations
+    # Whatever the size: dispatch, barrier, quantization of a row of activations. As in a recorded step, which calls
+    # native code only: what Python adds to a call outside of one is not counted
+    call_seconds: float
     flops_at: tuple[tuple[int, float], ...]
 
     def __post_init__(self) -> None:

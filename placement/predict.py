@@ -43,7 +43,10 @@ class Item:
 
 
 class Predictor:
-    """Of one model, placed on one machine."""
+    """Of one model, placed on one machine: `decode(depth)`, `prefill(tokens)`, `ceiling(depth)`.
+
+    Of a plan: Predictor(model, machine, plan.settings, plan.tensors).
+    """
 
     def __init__(self, model: Model, machine: Machine, settings: Settings, placed: tuple[Placed, ...]):
         self.model, self.machine, self.kv = model, machine, settings.kv

@@ -34,7 +34,7 @@ def expert_seconds(rate: LinearRate, tokens: int, probability: float) -> float:
 
 
 class Rates:
-    """Of one processor. `slower`: by how much its products take longer than they were measured."""
+    """Of one processor. `slower`: how much longer products and attention take than they were measured."""
 
     def __init__(self, processor: Processor, slower: float = 1.0):
         self.processor, self.slower = processor, slower
@@ -67,9 +67,9 @@ class Rates:
         """Of one layer, over a cache of `depth` tokens and the new ones."""
         rate = self.attention(kv)
         if tokens > absorbed_limit(dimensions):
-            return rate.call_seconds + expanded_flops(dimensions, tokens, depth) / rate.expanded
+            return rate.call_seconds + self.slower * expanded_flops(dimensions, tokens, depth) / rate.expanded
         speed = rate.decode if tokens == 1 else rate.absorbed
-        return rate.call_seconds + absorbed_flops(dimensions, tokens, depth) / speed
+        return rate.call_seconds + self.slower * absorbed_flops(dimensions, tokens, depth) / speed
 
     def verb_seconds(self, verb: str, calls: int, values: float) -> float:
         rate = self._verbs.get(verb)

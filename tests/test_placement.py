@@ -167,7 +167,7 @@ def test_a_prediction_by_hand() -> None:
     assert sum(parts.values()) == pytest.approx(at_4096 / 1e9)
     half = make_plan(model, replace(machine, processors=(replace(SLOW, threads=4),)), Settings(threads=2))
     assert half.threads == 2
-    assert half.decode[0].tokens_per_second == pytest.approx(plan.decode[0].tokens_per_second / 2, rel=0.02)
+    assert half.decode[0].tokens_per_second == pytest.approx(plan.decode[0].tokens_per_second / 2)
 
 
 def test_experts_on_the_gpu_by_number_and_by_use(v3) -> None:
