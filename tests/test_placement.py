@@ -11,6 +11,7 @@ from placement import (
     DoesNotFit,
     InvalidDocument,
     LinearRate,
+    Link,
     Machine,
     Memory,
     PlacementError,
@@ -168,6 +169,41 @@ def test_a_prediction_by_hand() -> None:
     half = make_plan(model, replace(machine, processors=(replace(SLOW, threads=4),)), Settings(threads=2))
     assert half.threads == 2
     assert half.decode[0].tokens_per_second == pytest.approx(plan.decode[0].tokens_per_second / 2)
+
+
+def test_a_gpu_and_its_link_by_hand() -> None:
+    """A GPU a thousand times as fast; everything but routed experts is on it."""
+    d = replace(MODELS["deepseek-v2-lite"], layers=2)
+    model = build("two layers", d, "q8_0", bias=False)
+    fast = replace(
+        SLOW,
+        name="gpu0",
+        linear=tuple(replace(rate, flops_at=((1, 1e12),)) for rate in SLOW.linear),
+        attention=(AttentionRate("f16", 0.0, 1e12, 1e12, 1e12),),
+    )
+    memories = (Memory("gpu0", "vram", 16 * GIB, 1e15), Memory("node0", "dram", 64 * GIB, 1e15))
+    link = Link("gpu0", 1e12, 1e12, 1e12, 1e12, 0.001)
+    machine = Machine("hand", True, memories, (link,), (SLOW, fast), ())
+    plan = make_plan(model, machine, Settings(context=4096, gpu_experts=0))
+    routed = sum(t.weights for t in model.by_part["routed experts"])
+    shared = sum(t.weights for t in model.by_part["shared expert"])
+    seconds = {(part.part, part.place): part.seconds for part in plan.decode[0].parts}
+    assert seconds["routed experts", "cpu"] == pytest.approx(2 * routed * 6 / 64 / 1e9)
+    assert seconds["shared expert", "gpu0"] == pytest.approx(2 * shared / 1e12)
+    # to the GPU once, to the experts and back
+    assert seconds["other", "pcie"] == pytest.approx(3 * (0.001 + 4 * 2048 / 1e12))
+    serial = 1 / plan.decode[0].tokens_per_second
+    assert serial == pytest.approx(sum(seconds.values()))
+    assert 1 / plan.decode[0].overlapped_tokens_per_second == pytest.approx(serial - 2 * shared / 1e12)
+    # 511 tokens: all experts are touched, and come to the GPU; layer 1 is the last one and only fills its cache
+    deeper = replace(MODELS["deepseek-v2-lite"], layers=3)
+    plan = make_plan(build("three layers", deeper, "q8_0", bias=False), machine, Settings(context=512, gpu_experts=0))
+    streamed = {(part.part, part.place): part.seconds for part in plan.prefill[1].parts}["routed experts", "pcie"]
+    assert streamed == pytest.approx(routed * 1.0625 / 1e12 + 2 * routed * 6 / 64 * 511 / 1e12, rel=1e-3)
+    slow_link = replace(machine, links=(replace(link, to_gpu_pinned=1e6),))
+    plan = make_plan(build("three layers", deeper, "q8_0", bias=False), slow_link, Settings(context=512, gpu_experts=0))
+    assert ("routed experts", "pcie") not in {(part.part, part.place) for part in plan.prefill[1].parts}
+    assert plan.prefill[1].overlapped_tokens_per_second > plan.prefill[1].tokens_per_second
 
 
 def test_experts_on_the_gpu_by_number_and_by_use(v3) -> None:
