@@ -79,7 +79,7 @@ class SyntheticHetero(Hetero):
         return full.by_part(self.made.config.dense_layers)
 
     def _decode_times(self, steps: int, count: int) -> PassTimes:
-        """Of the first layers only; the mean of all steps but the first, whose pass is recorded."""
+        """Of the first layers only; the medians of all steps but the first, whose pass is recorded."""
         ids, found = self._random_ids(steps), list[PassTimes]()
         twin, stamps = self._twin(count)
         twin.recordable = self.engine.cache.layers[:count]
@@ -88,9 +88,9 @@ class SyntheticHetero(Hetero):
             found.append(_times(stamps, seconds))
         rows = found[1:] or found
         attention, feed_forward = (
-            np.mean([getattr(row, part) for row in rows], axis=0).tolist() for part in ("attention", "feed_forward")
+            np.median([getattr(row, part) for row in rows], axis=0).tolist() for part in ("attention", "feed_forward")
         )
-        return PassTimes(attention, feed_forward, mean(row.head for row in rows), mean(row.other for row in rows))
+        return PassTimes(attention, feed_forward, median(row.head for row in rows), median(row.other for row in rows))
 
     def _prefill_times(self, ids: list[int]) -> PassTimes:
         from cpu_kernels import cache_layer
