@@ -1,9 +1,10 @@
 """The directory where numba keeps the machine code of the kernels, and the removal of those that nobody uses any more.
 
 numba's own cache does not notice an edit in another file and does not know the CPU, so the directory's name is a hash
-of this package's sources, the CPU's name and feature flags, and the versions of numba and llvmlite; and of where and
-how old the sources are, because numba compiles again when those change. So every other version leaves a directory
-behind. One is removed when no process has started with it for 30 days; a process holds a lock on its own.
+of this package's sources, the CPU's name and feature flags, whether tile registers may be used, and the versions of
+numba and llvmlite; and of where and how old the sources are, because numba compiles again when those change. So every
+other version leaves a directory behind. One is removed when no process has started with it for 30 days; a process holds
+a lock on its own.
 """
 
 import atexit
@@ -21,6 +22,8 @@ from pathlib import Path
 import llvmlite
 import llvmlite.binding as llvm
 import numba
+
+from .cpu import TILES
 
 UNUSED_SECONDS = 30 * 24 * 3600
 _NAME = re.compile(r"kernels-[0-9a-f]{16}")
@@ -49,7 +52,7 @@ def _key() -> str:
         digest.update(f"{source} {source.stat().st_mtime_ns} ".encode() + source.read_bytes())
     cpu = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     overrides = (os.environ.get("NUMBA_CPU_NAME", ""), os.environ.get("NUMBA_CPU_FEATURES", ""))
-    digest.update(repr((cpu, overrides, numba.__version__, llvmlite.__version__)).encode())
+    digest.update(repr((cpu, overrides, TILES, numba.__version__, llvmlite.__version__)).encode())
     return digest.hexdigest()[:16]
 
 

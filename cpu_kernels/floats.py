@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .lanes import F32, I64, Lanes, Memory, splat, vector
-from .machine import LANES
+from .machine import LANES, MACHINE
 from .tile import AHEAD, FETCHING, multiplier
 
 PART = 32  # values added up before they join the total
@@ -60,6 +60,11 @@ class _Columns:
 
 def emit_columns(builder, form: type[FloatFormat], columns: int, arguments) -> None:
     weights, groups, values, x_list, y_list, y_offset = arguments
+    if columns == MACHINE.TILED:  # no tile registers here: twice the widest that vector registers hold
+        for c in (0, columns // 2):
+            lists = [builder.add(address, I64(8 * c)) for address in (x_list, y_list)]
+            emit_columns(builder, form, columns // 2, [weights, groups, values, *lists, y_offset])
+        return
     xs = [Memory(builder, (Memory(builder, x_list) + 8 * c).load(I64).value) for c in range(columns)]
     ys = [Memory(builder, (Memory(builder, y_list) + 8 * c).load(I64).value).moved(y_offset) for c in range(columns)]
     tile = _Columns(builder, form, xs)

@@ -142,11 +142,24 @@ class _Group:
                     (words + (AHEAD + 64 * line)).prefetch()
             records = [x + RECORD_BYTES * b for x in xs]
             sums = [self.dots(form, b, part, records) for part in range(form.SCALES)]
-            scales = form.scales(b)
-            minima = form.minima(b)
-            negative = [minimum * -1.0 for minimum in minima] if minima else []
+            scales, negative = self.factors(form, b)
             for column, record in enumerate(records):
                 self.finish([s[column] for s in sums], scales, negative, record, column)
+
+    def factors(self, form: Format, b: int) -> tuple[list[Lanes], list[Lanes]]:
+        """Scales and negative minima."""
+        scales, minima = form.scales(b), form.minima(b)
+        return scales, [minimum * -1.0 for minimum in minima] if minima else []
+
+    def has_minima(self) -> bool:
+        return self.form.minima is not Format.minima
+
+    def planes(self, weights, blocks, block) -> tuple[Memory, Memory]:
+        return _planes(self.builder, self.form, weights, blocks, block)
+
+    def fetch_halves(self, weights, blocks) -> None:
+        if self.form.HALF is not None:
+            _fetch_halves(self.builder, weights, blocks)
 
     def dots(self, form: Format, b: int, part: int, records: list[Memory]) -> list[Lanes]:
         """Each column's dot products for the words that share scale `part`."""
@@ -196,6 +209,10 @@ def _fetch_halves(builder, weights, blocks) -> None:
 
 
 def emit_columns(builder, form: type[Format], columns: int, arguments) -> None:
+    if columns == MACHINE.TILED:
+        group = _Group(builder, form, columns)
+        group.machine.emit(group, arguments)
+        return
     weights, groups, blocks, x_list, y_list, y_offset = arguments
     xs = [Memory(builder, (Memory(builder, x_list) + 8 * c).load(I64).value) for c in range(columns)]
     ys = [Memory(builder, (Memory(builder, y_list) + 8 * c).load(I64).value).moved(y_offset) for c in range(columns)]
@@ -204,8 +221,7 @@ def emit_columns(builder, form: type[Format], columns: int, arguments) -> None:
     with cgutils.for_range(builder, groups) as group:
         start = builder.add(weights, builder.mul(group.index, group_bytes))
         tile.clear()
-        if form.HALF is not None:
-            _fetch_halves(builder, start, blocks)
+        tile.fetch_halves(start, blocks)
         with cgutils.for_range(builder, blocks) as loop:
             words, half = _planes(builder, form, start, blocks, loop.index)
             step = builder.mul(loop.index, I64(RECORD_BYTES * form.VALUES // BLOCK))

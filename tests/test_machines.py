@@ -4,10 +4,7 @@ What cannot run here is compiled for its own CPU and its assembly read; ARM's ar
 spelled out in plain LLVM IR.
 """
 
-import ctypes
-import importlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -15,15 +12,17 @@ import numpy as np
 import pytest
 from llvmlite import ir
 
-from cpu_kernels import floats, lanes, tile
+from cpu_kernels import lanes, tile
 from cpu_kernels.cpu import FEATURES, HALF, KNOWN, has_avx2, has_vnni
-from cpu_kernels.lanes import I8, I32, I64, Lanes, vector
+from cpu_kernels.lanes import I8, I32, Lanes, vector
 from cpu_kernels.machine import machine_for
 from cpu_kernels.machines import arm
+from cpu_kernels.machines.amx import Amx
 from cpu_kernels.machines.arm import NeonDot, NeonI8mm
 from cpu_kernels.machines.generic import Generic
 from cpu_kernels.machines.x86 import Avx2, Vnni256, Vnni512
 
+from .emitted_kernels import assembly, compiled, emit, innermost_loops, interleaved, load_format, quantized
 from .random_weights import random_weights, values_of
 
 LINUX, ARM, MAC = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "arm64-apple-macosx"
@@ -68,10 +67,6 @@ ARM_SPILLS = {
 }
 
 
-def load_format(name: str) -> Any:
-    return importlib.import_module(f"cpu_kernels.formats.{name.lower()}").FORMAT
-
-
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the emitters emit for a machine, and hands out a format; `half`: it converts float16 by an instruction."""
@@ -85,56 +80,17 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Any:
     return set_machine
 
 
-def emit(form: Any, columns: int, triple: str) -> str:
-    """The IR of multiply(weights, groups, blocks, x_list, y_list, y_offset) for one tile width."""
-    module = ir.Module()
-    module.triple = triple
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 6), "multiply")
-    builder = ir.IRBuilder(function.append_basic_block())
-    emitter = floats if issubclass(form, floats.FloatFormat) else tile
-    emitter.emit_columns(builder, form, columns, list(function.args))
-    builder.ret_void()
-    return str(module)
-
-
-def optimize(text: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
-    module = llvm.parse_assembly(text)
-    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
-    passes.getModulePassManager().run(module, passes)
-    return module
-
-
-def assembly(form: Any, columns: int, cpu: str) -> str:
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-    triple = TARGETS[cpu][1]
-    target = llvm.Target.from_triple(triple)
-    machine = target.create_target_machine(cpu=cpu, opt=3, reloc="pic", codemodel="default")
-    return machine.emit_assembly(optimize(emit(form, columns, triple), machine))
-
-
-def innermost_loops(text: str) -> Iterator[list[str]]:
-    """Instructions between a label and the last jump back to it, where no other loop lies within."""
-    lines = [line.split("\t#")[0].rstrip() for line in text.splitlines()]
-    labels = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.?LBB\w+:", line)}
-    jumps = ((i, re.search(r"^\s+(?:j|b|cb|tb)\S*\s.*?(\.?LBB\w+)", line)) for i, line in enumerate(lines))
-    spans = [(labels[jump[1]], i) for i, jump in jumps if jump and labels.get(jump[1], i) < i]
-    for first, last in spans:
-        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in spans):
-            yield lines[first : last + 1]
-
-
 def spills(loop: list[str]) -> int:
     """Instructions with both a vector register and an address on the stack."""
     return sum(1 for line in loop if re.search(r"%[xyz]mm.*\(%rsp|\(%rsp.*%[xyz]mm|\b[qdv]\d.*\[sp", line))
 
 
 def check_code(name: str, cpu: str, use: Any) -> None:
-    machine, _, multiply, registers = TARGETS[cpu]
+    machine, triple, multiply, registers = TARGETS[cpu]
     form = use(name, machine, half=cpu != "x86-64")
     allowed = ARM_SPILLS.get(name, {}) if machine in (NeonDot, NeonI8mm) else SPILLS.get((cpu, name), {})
     for columns in machine.COLUMNS:
-        loops = list(innermost_loops(assembly(form, columns, cpu)))
+        loops = list(innermost_loops(assembly(form, columns, cpu, triple)))
         if name in FLOATS:
             fused = sum(bool(re.search(r"vfmadd\d+ps|fmla", line)) for loop in loops for line in loop)
             assert fused or machine is Generic, (columns, "no fused multiplications in the loops")
@@ -168,7 +124,7 @@ def test_avx512_keeps_every_accumulator_in_a_register(name: str, use: Any) -> No
 
 
 def test_smmla_halves_the_multiplications_of_paired_columns(use: Any) -> None:
-    text = assembly(use("Q8_0", NeonI8mm, half=True), 4, "neoverse-v1")
+    text = assembly(use("Q8_0", NeonI8mm, half=True), 4, "neoverse-v1", ARM)
     assert len(re.findall(r"\bsmmla\b", text)) == 64 and "sdot" not in text  # 8 words x 4 registers x 4 columns / 2
 
 
@@ -176,15 +132,22 @@ def test_smmla_halves_the_multiplications_of_paired_columns(use: Any) -> None:
     ("cpu", "machine"), [(cpu, TARGETS[cpu][0]) for cpu in TARGETS if cpu in KNOWN] + [("znver3", Avx2)]
 )
 def test_flags_choose_the_machine(cpu: str, machine: Any) -> None:
-    assert machine_for(KNOWN[cpu]) is machine
+    assert machine_for(KNOWN[cpu], tiles=False) is machine
+
+
+def test_tiles_are_used_where_the_system_lets_them() -> None:
+    assert machine_for(KNOWN["sapphirerapids"], tiles=True) is Amx
+    assert machine_for(KNOWN["sapphirerapids"] - {"amx-int8"}, tiles=True) is Vnni512
+    assert machine_for(KNOWN["sapphirerapids"] - {"avx512vnni"}, tiles=True) is Avx2
+    assert machine_for(KNOWN["znver4"], tiles=True) is Vnni512
 
 
 def test_a_missing_flag_falls_back() -> None:
-    assert machine_for(frozenset()) is Generic
-    assert machine_for(KNOWN["znver4"] - {"avx512vnni"}) is Avx2
-    assert machine_for(KNOWN["znver4"] - {"avx512bw"}) is Vnni256
-    assert machine_for(KNOWN["haswell"] - {"fma"}) is Generic
-    assert machine_for(KNOWN["neoverse-v1"] - {"i8mm"}) is NeonDot
+    assert machine_for(frozenset(), tiles=False) is Generic
+    assert machine_for(KNOWN["znver4"] - {"avx512vnni"}, tiles=False) is Avx2
+    assert machine_for(KNOWN["znver4"] - {"avx512bw"}, tiles=False) is Vnni256
+    assert machine_for(KNOWN["haswell"] - {"fma"}, tiles=False) is Generic
+    assert machine_for(KNOWN["neoverse-v1"] - {"i8mm"}, tiles=False) is NeonDot
 
 
 def plain_arm(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
@@ -210,30 +173,6 @@ def runnable() -> list[Any]:
     return here + [m for m, has in ((Avx2, has_avx2(FEATURES)), (Vnni256, has_vnni(FEATURES))) if has]
 
 
-def interleaved(raw: np.ndarray, form: Any) -> np.ndarray:
-    """uint8 [16, bytes of a row] -> a group of the x16 layout, 64-byte aligned."""
-    rows = raw.reshape(16, -1, form.BYTES)
-    halves = rows[:, :, :0]
-    if form.HALF is not None:
-        rows, halves = np.delete(rows, [form.HALF, form.HALF + 1], axis=2), rows[:, :, form.HALF : form.HALF + 2]
-    words = rows.reshape(16, rows.shape[1], -1, 4).transpose(1, 2, 0, 3)
-    if form.ORDER:
-        words = words[:, list(form.ORDER)]
-    return np.concatenate([halves.transpose(1, 0, 2).reshape(-1), words.reshape(-1)])
-
-
-def quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [K] -> the column's records (activation.py) and the float64 values that they stand for."""
-    blocks = x.reshape(-1, 32)
-    scale = np.abs(blocks).max(axis=1) / np.float32(127)
-    codes = np.rint(blocks / scale[:, None]).astype(np.int8)
-    low, high = codes[:, :16].sum(axis=1), codes[:, 16:].sum(axis=1)
-    fields = np.stack([scale, scale * low, scale * high, scale * (low + high)], axis=1).astype(np.float32)
-    starts = -128 * np.stack([low, high, low + high, 0 * low], axis=1).astype(np.int32)
-    records = np.concatenate([part.view(np.uint8) for part in (codes, fields, starts)], axis=1)
-    return np.ascontiguousarray(records), (codes * scale[:, None].astype(np.float64)).reshape(-1)
-
-
 SOAK = pytest.mark.soak  # a minute to compile without byte instructions
 
 
@@ -254,20 +193,9 @@ def test_every_machine_multiplies_exactly(machine: Any, name: str, use: Any, mon
     for count in machine.COLUMNS:
         y = np.zeros((count, 16), np.float32)
         y_list = np.array([row.ctypes.data for row in y])
-        run(emit(form, count, llvm.get_process_triple()), group, 512 // form.VALUES, x_list, y_list)
+        multiply = compiled(emit(form, count, llvm.get_process_triple()))
+        multiply(group.ctypes.data, 1, 512 // form.VALUES, x_list.ctypes.data, y_list.ctypes.data, 0)
         exact = np.stack([x @ weights.T for _, x in columns[:count]])
         np.testing.assert_allclose(y, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
         first = y[0].copy() if first is None else first
         assert y[0].tobytes() == first.tobytes()
-
-
-def run(text: str, group: np.ndarray, blocks: int, x_list: np.ndarray, y_list: np.ndarray) -> None:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    features = llvm.get_host_cpu_features().flatten()
-    host = llvm.Target.from_default_triple()
-    machine = host.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=1, jit=True)
-    engine = llvm.create_mcjit_compiler(optimize(text, machine), machine)
-    engine.finalize_object()
-    function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(engine.get_function_address("multiply"))
-    function(group.ctypes.data, 1, blocks, x_list.ctypes.data, y_list.ctypes.data, 0)

@@ -8,6 +8,7 @@ multiply(accumulators, w, x)    step `w` of each column: w[4r + i] · x[i] for i
                                 x: where each column's four bytes lie
 totals(accumulators)            each column's sums as 16 int32 lanes
 COLUMNS                         tile widths that its registers hold, ascending
+TILED                           the width that the machine emits by itself (`emit`), in tile registers; 0: none
 SIGNED                          weight bytes may be signed (no offset of 128 for formats whose codes need all 8 bits)
 """
 
@@ -23,6 +24,7 @@ LANES = 16
 
 class Machine:
     COLUMNS: tuple[int, ...] = (1, 2, 4)
+    TILED = 0
     SIGNED = False
     REGISTER = "=v"
     BYTES = 32  # of a register
@@ -56,6 +58,10 @@ class Machine:
 
     def totals(self, accumulators: Sequence[Any]) -> list[Lanes]:
         return [self.total(accumulator) for accumulator in accumulators]
+
+    def emit(self, group: Any, arguments: list[Any]) -> None:
+        """The whole kernel of TILED columns. `group`: tile._Group; `arguments`: of tile.multiplier, without columns."""
+        raise NotImplementedError
 
     def parts(self, accumulator: Any) -> list[Lanes]:
         """Its registers, in order."""

@@ -18,7 +18,7 @@ class _X86(Machine):
 class Vnni512(_X86):
     """AVX-512 VNNI: 64 products an instruction, and 32 registers: eight columns."""
 
-    COLUMNS = (1, 2, 4, 8)
+    COLUMNS: tuple[int, ...] = (1, 2, 4, 8)
     BYTES = 64
 
     def start(self, sums):
