@@ -60,6 +60,9 @@ class _Columns:
 
 def emit_columns(builder, form: type[FloatFormat], columns: int, arguments) -> None:
     weights, groups, values, x_list, y_list, y_offset = arguments
+    if MACHINE.WIDE and columns > 4:
+        emit_fours(builder, form, I64(columns // 4), arguments)
+        return
     if columns == MACHINE.TILED:  # no tile registers here: twice the widest that vector registers hold
         for c in (0, columns // 2):
             lists = [builder.add(address, I64(8 * c)) for address in (x_list, y_list)]
@@ -86,9 +89,17 @@ def emit_columns(builder, form: type[FloatFormat], columns: int, arguments) -> N
             y.moved(offset).store(result)
 
 
+def emit_fours(builder, form: type[FloatFormat], fours, arguments) -> None:
+    """Four columns after four: nothing is decoded that could be kept."""
+    weights, groups, values, x_list, y_list, y_offset = arguments
+    with cgutils.for_range(builder, fours) as four:
+        lists = [builder.add(address, builder.shl(four.index, I64(5))) for address in (x_list, y_list)]
+        emit_columns(builder, form, 4, [weights, groups, values, *lists, y_offset])
+
+
 def float_multiplier(form: type[FloatFormat]) -> Any:
     """The intrinsic multiply of tile.multiplier; `blocks` are values, columns are float32."""
-    return multiplier(form, emit_columns)
+    return multiplier(form, emit_columns, emit_fours)
 
 
 def float_dequantizer(form: type[FloatFormat]) -> Any:

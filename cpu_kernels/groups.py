@@ -8,7 +8,7 @@ from .matrix import X16
 from .simd import load_f32, store
 from .x16 import interleave_group
 
-WIDEST = MACHINE.COLUMNS[-1]
+WIDEST, WIDE = MACHINE.COLUMNS[-1], MACHINE.WIDE
 _HAS_TWO = 2 in MACHINE.COLUMNS
 
 
@@ -22,11 +22,12 @@ def matrix_groups(matrix):
     return (load_i64(matrix + descriptor.ROWS) + LANES - 1) // LANES
 
 
-# A thread's working memory for `multiply_rows`: row addresses of a group | two lists of columns | results to be dropped
-# or to be copied | an interleaved panel.
+# A thread's working memory for `multiply_rows`: row addresses of a group | two lists of columns | results to be
+# copied | an interleaved panel.
 _LISTS = 8 * LANES
-_DUMP = _LISTS + 2 * 8 * WIDEST
-HEAD_BYTES = _DUMP + 4 * LANES * WIDEST
+_Y_LIST = _LISTS + 8 * max(WIDEST, WIDE)
+_DUMP = _Y_LIST + 8 * max(WIDEST, WIDE)
+HEAD_BYTES = _DUMP + 4 * LANES * max(WIDEST, WIDE)
 
 
 @device
@@ -61,8 +62,11 @@ def locate_groups(matrix, index, first, groups, work, panel):
 
 @device
 def tile_width(columns):
-    """The next tile's width: one more than `columns` costs less than two tiles where three or seven are left, and tile
+    """The next tile's width: wide tiles (wide.py) save what decoding costs for each four columns, about what three
+    columns more do at worst; otherwise one more than `columns` costs less than two tiles where three or seven are left, and tile
     registers take less time for 16 than vectors for 8 and one more."""
+    if WIDE and columns > 4:
+        return min(WIDE, (columns + 3) & -4)
     if WIDEST == 16 and columns > 8:
         return 16
     if WIDEST >= 8 and columns >= 7:
@@ -75,19 +79,10 @@ def tile_width(columns):
 
 
 @device
-def _padded_lists(x_list, y_list, columns, width, y_offset, work):
-    """Copies of both lists, the missing columns repeating the last one and writing where nobody reads."""
-    for c in range(width):
-        store_i64(work + _LISTS + 8 * c, load_i64(x_list + 8 * min(c, columns - 1)))
-        y = load_i64(y_list + 8 * c) if c < columns else work + _DUMP + 4 * LANES * c - y_offset
-        store_i64(work + _LISTS + 8 * WIDEST + 8 * c, y)
-
-
-@device
 def _multiply_part(matrix, weights, first, rows, columns, x_list, y_list, y_offset, work):
     """The last group, not all of whose rows exist: through the dump."""
     blocks = load_i64(matrix + descriptor.BLOCKS)
-    y = work + _LISTS + 8 * WIDEST
+    y = work + _Y_LIST
     width = tile_width(columns)
     for c in range(width):
         store_i64(work + _LISTS + 8 * c, load_i64(x_list + 8 * min(c, columns - 1)))
@@ -100,15 +95,15 @@ def _multiply_part(matrix, weights, first, rows, columns, x_list, y_list, y_offs
 
 @device
 def _multiply_groups(matrix, weights, groups, width, columns, x_list, y_list, y_offset, work):
+    """The missing columns of a tile repeat the last one: the same results, to the same place."""
     multiply, blocks = load_i64(matrix + descriptor.MULTIPLY), load_i64(matrix + descriptor.BLOCKS)
-    if width <= columns:
-        call_multiply(multiply, weights, groups, blocks, width, x_list, y_list, y_offset)
-        return
-    for group in range(groups):  # one at a time, because the dump has room for one
-        at = y_offset + 4 * LANES * group
-        _padded_lists(x_list, y_list, columns, width, at, work)
-        x, y = work + _LISTS, work + _LISTS + 8 * WIDEST
-        call_multiply(multiply, weights + group * group_bytes(matrix), 1, blocks, width, x, y, at)
+    if width > columns:
+        for c in range(width):
+            at = 8 * min(c, columns - 1)
+            store_i64(work + _LISTS + 8 * c, load_i64(x_list + at))
+            store_i64(work + _Y_LIST + 8 * c, load_i64(y_list + at))
+        x_list, y_list = work + _LISTS, work + _Y_LIST
+    call_multiply(multiply, weights, groups, blocks, width, x_list, y_list, y_offset)
 
 
 @device

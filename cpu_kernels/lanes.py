@@ -217,3 +217,10 @@ class Memory:
 
 def splat(builder, number, element, count: int) -> Lanes:
     return Lanes(builder, constants(element, (number,) * count))
+
+
+def space(builder, count: int) -> Memory:
+    """Bytes on the stack, at the start of a cache line."""
+    place = cgutils.alloca_once(builder, vector(I8, 64), size=I64(count // 64))
+    place.align = 64
+    return Memory(builder, builder.ptrtoint(place, I64))

@@ -1,24 +1,27 @@
 """The kernels of every quantized format on the x16 layout (x16.py), emitted from the format's description.
 
 A group is 16 rows; lane r of every vector belongs to row r of the group. The register tile is one group x 1, 2, 4 or
-8 columns of activations (activation.py), and each column adds the same numbers in the same order whatever the width:
-for each 32 values the exact integer dot product with what the codes say less their offset, then
+8 columns of activations (activation.py), or four columns after four (wide.py). Each column adds the same numbers in the
+same order whatever the width: for each 32 values the exact integer dot product with what the codes say less their
+offset, then
     total = fma(dot x scale, activation scale, total) ; total = fma(-minimum, activation sum, total)
 where the second line is for formats with minima. The dot product of codes with an offset starts from minus the offset
 times the sum of the activations' codes, ready in their record, so an offset costs nothing
 so a column's result is bit-identical however many are computed with it.
 
 One Zen 4 core, Q4_K rows of 7168 values in its cache: 48 GB/s x 1 column, 310 GFLOP/s x 8; compiled for AVX2 35 GB/s
-and 211 GFLOP/s (x 4).
+and 211 GFLOP/s (x 4). More columns on AVX2: wide.py.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from . import wide
 from .activation import (
     CODES,
     RECORD_BYTES,
@@ -72,6 +75,10 @@ class Format:
         raise NotImplementedError
 
     def minima(self, block: int) -> list[Lanes] | None:
+        return None
+
+    def ready(self) -> Memory | None:
+        """Where all codes of the block lie in memory, 64 bytes for each 4 values, if they do."""
         return None
 
     def word(self, index: int) -> Lanes:
@@ -138,13 +145,19 @@ class _Group:
         parts = form.VALUES // BLOCK
         for b in range(parts):
             if self.columns >= FETCHING:
-                for line in range(b * form.words() // parts, (b + 1) * form.words() // parts):
-                    (words + (AHEAD + 64 * line)).prefetch()
+                self.fetch(words, b)
             records = [x + RECORD_BYTES * b for x in xs]
-            sums = [self.dots(form, b, part, records) for part in range(form.SCALES)]
+            codes = partial(self.codes, form, b)
+            sums = [self.dots(codes, part, records) for part in range(form.SCALES)]
             scales, negative = self.factors(form, b)
             for column, record in enumerate(records):
                 self.finish([s[column] for s in sums], scales, negative, record, column)
+
+    def fetch(self, words: Memory, b: int) -> None:
+        """Ask for part `b` of what is read some 4 KiB after this block's words."""
+        parts, count = self.form.VALUES // BLOCK, self.form.words()
+        for line in range(b * count // parts, (b + 1) * count // parts):
+            (words + (AHEAD + 64 * line)).prefetch()
 
     def factors(self, form: Format, b: int) -> tuple[list[Lanes], list[Lanes]]:
         """Scales and negative minima."""
@@ -161,24 +174,26 @@ class _Group:
         if self.form.HALF is not None:
             _fetch_halves(self.builder, weights, blocks)
 
-    def dots(self, form: Format, b: int, part: int, records: list[Memory]) -> list[Lanes]:
+    def dots(self, codes: Callable[[int], Lanes], part: int, records: list[Memory]) -> list[Lanes]:
         """Each column's dot products for the words that share scale `part`."""
-        count = 8 // form.SCALES
-        accumulators = self.machine.begin([self.start(form, part, record) for record in records])
+        count = 8 // self.form.SCALES
+        accumulators = self.machine.begin([self.start(part, record) for record in records])
         for word in range(part * count, (part + 1) * count):
-            codes = form.codes(b, word)
-            if form.SIGNED and not MACHINE.SIGNED:
-                codes = codes ^ 0x80
-            xs = [record + (CODES + 4 * word) for record in records]
-            accumulators = self.machine.multiply(accumulators, codes, xs)
+            w, xs = codes(word), [record + (CODES + 4 * word) for record in records]
+            accumulators = self.machine.multiply(accumulators, w, xs)
         return self.machine.totals(accumulators)
 
-    def start(self, form: Format, part: int, record: Memory) -> Lanes | None:
+    def codes(self, form: Format, b: int, word: int) -> Lanes:
+        """As the machine multiplies them."""
+        codes = form.codes(b, word)
+        return codes ^ 0x80 if form.SIGNED and not MACHINE.SIGNED else codes
+
+    def start(self, part: int, record: Memory) -> Lanes | None:
         """-(offset of the codes) x the sum of the activation codes of this part; None: zeros."""
-        offset = _offset(form)
+        offset = _offset(self.form)
         if not offset:
             return None
-        field = START if form.SCALES == 1 else (START_LOW, START_HIGH)[part]
+        field = START if self.form.SCALES == 1 else (START_LOW, START_HIGH)[part]
         start = (record + field).splat(I32, LANES)
         bits = START_BITS + 1 - offset.bit_length()
         return start.shift_signed(bits) if bits else start
@@ -191,7 +206,30 @@ class _Group:
         fields = [SUM] if len(negative) == 1 else [SUM_LOW, SUM_HIGH]
         for minimum, field in zip(negative, fields, strict=False):
             total = minimum.fma((record + field).splat(F32, LANES), total)
-        self.builder.store(self.machine.settle(total).value, self.totals[column])
+        self.keep(column, self.machine.settle(total))
+
+    def keep(self, column: int, total: Lanes) -> None:
+        self.builder.store(total.value, self.totals[column])
+
+
+class _Fours(_Group):
+    """Four columns of a wide tile (wide.py): totals and what is decoded lie in memory."""
+
+    def __init__(self, builder: Any, form: type[Format]):
+        super().__init__(builder, form, wide.COLUMNS)
+
+    def total(self, column: int) -> Lanes:
+        return self.totals[column].load(F32, LANES)
+
+    def keep(self, column: int, total: Lanes) -> None:
+        self.totals[column].store(total)
+
+    def step(self, decoded: wide.Decoded, records: list[Memory]) -> None:
+        """32 values."""
+        sums = [self.dots(decoded.codes, part, records) for part in range(self.form.SCALES)]
+        scales, negative = decoded.factors()
+        for column, record in enumerate(records):
+            self.finish([s[column] for s in sums], scales, negative, record, column)
 
 
 def _planes(builder, form: type[Format], weights, blocks, block):
@@ -213,6 +251,9 @@ def emit_columns(builder, form: type[Format], columns: int, arguments) -> None:
         group = _Group(builder, form, columns)
         group.machine.emit(group, arguments)
         return
+    if columns > MACHINE.COLUMNS[-1]:
+        emit_fours(builder, form, I64(columns // wide.COLUMNS), arguments)
+        return
     weights, groups, blocks, x_list, y_list, y_offset = arguments
     xs = [Memory(builder, (Memory(builder, x_list) + 8 * c).load(I64).value) for c in range(columns)]
     ys = [Memory(builder, (Memory(builder, y_list) + 8 * c).load(I64).value).moved(y_offset) for c in range(columns)]
@@ -231,12 +272,21 @@ def emit_columns(builder, form: type[Format], columns: int, arguments) -> None:
             y.moved(offset).store(tile.total(column))
 
 
-def multiplier(form: type, emit: Callable[[Any, Any, int, list[Any]], None] = emit_columns) -> Any:
+def emit_fours(builder, form: type[Format], fours, arguments) -> None:
+    """`fours` times four columns, an SSA value, at most MACHINE.WIDE columns."""
+    wide.emit(_Fours(builder, form), fours, arguments, MACHINE.WIDE)
+
+
+Emitter = Callable[[Any, Any, Any, list[Any]], None]  # of a number of columns, or of a number of fours, an SSA value
+
+
+def multiplier(form: type, emit: Emitter = emit_columns, fours: Emitter = emit_fours) -> Any:
     """The intrinsic multiply(weights, groups, blocks, columns, x_list, y_list, y_offset).
 
     `groups` row groups of `blocks` blocks times the columns at the addresses in x_list; their number is one of
-    MACHINE.COLUMNS. Row r of column c goes to y_list[c] + y_offset + 4r. `emit` writes the code of one number of
-    columns: emit_columns, or floats.emit_columns for plain numbers.
+    MACHINE.COLUMNS or a multiple of four up to MACHINE.WIDE. Row r of column c goes to y_list[c] + y_offset + 4r.
+    `emit` writes the code of one number of columns, `fours` that of wide tiles: those of this file, or of floats.py for
+    plain numbers.
     """
 
     @intrinsic
@@ -249,6 +299,13 @@ def multiplier(form: type, emit: Callable[[Any, Any, int, list[Any]], None] = em
                 switch.add_case(I64(columns), case)
                 builder.position_at_end(case)
                 emit(builder, form, columns, [*a[:3], *a[4:]])
+                builder.branch(end)
+            if MACHINE.WIDE:
+                case = builder.append_basic_block("fours")
+                for columns in range(2 * wide.COLUMNS, MACHINE.WIDE + 1, wide.COLUMNS):
+                    switch.add_case(I64(columns), case)
+                builder.position_at_end(case)
+                fours(builder, form, builder.udiv(a[3], I64(wide.COLUMNS)), [*a[:3], *a[4:]])
                 builder.branch(end)
             builder.position_at_end(end)
             return context.get_dummy_value()

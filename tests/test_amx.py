@@ -178,6 +178,7 @@ def test_columns_are_cut_into_tiles(
     widest: int, columns: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(groups, "WIDEST", widest)
+    monkeypatch.setattr(groups, "WIDE", 0)
     monkeypatch.setattr(groups, "_HAS_TWO", True)
     widths = []
     while columns > 0:

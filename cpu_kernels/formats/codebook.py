@@ -44,6 +44,9 @@ class Codebook(Format):
     def codes(self, block, word):
         return self.decoder.codes(block, word)
 
+    def ready(self):
+        return self.decoder.ready()
+
     def odd_scale(self, s: Lanes) -> Lanes:
         return ((s << 1) + 1).real() * self.d
 

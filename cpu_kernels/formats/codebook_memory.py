@@ -34,6 +34,9 @@ class Decoder:
         builder.call(_decode_function(builder.module, type(form)), [form.fields.address(), scratch])
         self._scratch = Memory(builder, scratch)
 
+    def ready(self) -> Memory:
+        return self._scratch
+
     def codes(self, block: int, word: int) -> Lanes:
         return (self._scratch + (512 * block + 64 * word)).load(I8, 64)
 

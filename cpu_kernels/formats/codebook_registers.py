@@ -111,6 +111,9 @@ class Decoder:
         signs = self._keep(("signs", block, 0), lambda: self.form.signs(self.form.fields, block))
         return self.form.signed(found, signs, word)
 
+    def ready(self) -> None:
+        return None
+
     def _keep(self, key: tuple[str, int, int], make: Callable[[], Any]) -> Any:
         if key not in self.kept:
             self.kept = {k: v for k, v in self.kept.items() if k[1] >= key[1]} | {key: make()}

@@ -8,6 +8,7 @@ multiply(accumulators, w, x)    step `w` of each column: w[4r + i] · x[i] for i
                                 x: where each column's four bytes lie
 totals(accumulators)            each column's sums as 16 int32 lanes
 COLUMNS                         tile widths that its registers hold, ascending
+WIDE                            columns of the widest tile made of fours (wide.py); 0: none
 TILED                           the width that the machine emits by itself (`emit`), in tile registers; 0: none
 SIGNED                          weight bytes may be signed (no offset of 128 for formats whose codes need all 8 bits)
 """
@@ -25,6 +26,7 @@ LANES = 16
 class Machine:
     COLUMNS: tuple[int, ...] = (1, 2, 4)
     TILED = 0
+    WIDE = 0
     SIGNED = False
     REGISTER = "=v"
     BYTES = 32  # of a register

@@ -38,6 +38,7 @@ class Vnni256(_X86):
     """AVX-VNNI, or AVX-512 VNNI where 512-bit registers are not wanted: two registers for 16 rows."""
 
     SETTLES = True
+    WIDE = 16
 
     def start(self, sums):
         return [sums.part(i, 2) for i in range(2)]
@@ -71,6 +72,7 @@ class Avx2(_X86):
     """
 
     SIGNED = True
+    WIDE = 16
 
     def __init__(self, builder, bits, signed):
         super().__init__(builder, bits, signed)
