@@ -62,9 +62,9 @@ def locate_groups(matrix, index, first, groups, work, panel):
 
 @device
 def tile_width(columns):
-    """The next tile's width: wide tiles (wide.py) save what decoding costs for each four columns, about what three
-    columns more do at worst; otherwise one more than `columns` costs less than two tiles where three or seven are left, and tile
-    registers take less time for 16 than vectors for 8 and one more."""
+    """The next tile's width. One more than `columns` costs less than two tiles where three or seven are left, and tile
+    registers take less time for 16 than vectors for 8 and one more. A wide tile (wide.py) is filled up to fours: a tile
+    of its own for the rest would decode every block once more."""
     if WIDE and columns > 4:
         return min(WIDE, (columns + 3) & -4)
     if WIDEST == 16 and columns > 8:
