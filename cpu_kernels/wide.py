@@ -4,11 +4,11 @@ Codes as the machine multiplies them, scales and negative minima go to a buffer 
 then four columns after four are multiplied from there, by a loop over the 32s of the block. The columns' totals wait on
 the stack. A column adds the same numbers in the same order as in the other widths (tile.py).
 
-For 32 values x 16 rows x 4 columns AVX2 runs 249 instructions of this loop for Q4_K (four columns of tile.py, with
-the decoding: 283), 335 for Q6_K, 374 for Q8_0, and a decoding for each 16 columns. The gain is larger than that where a
-block of 256 is unrolled in tile.py: presumably because its code is too long for the cache of decoded instructions. One Zen 4 core compiled for AVX2, 16
-columns of 7168 values, against four columns four times: IQ3_S 2.2 times as fast, IQ2_XS 1.7, Q6_K 1.5, Q4_K and Q2_K
-1.3, IQ4_XS, IQ4_NL, Q4_0 and Q8_0 1.2. So every quantized format is done this way.
+For 32 values x 16 rows x 4 columns AVX2 runs 249 instructions of this loop for Q4_K (four columns of tile.py, with the
+decoding: 283), 335 for Q6_K, 374 for Q8_0, and a decoding for each 16 columns. The gain is larger than that where
+tile.py unrolls a block of 256: presumably because its code is too long for the cache of decoded instructions. One Zen 4
+core compiled for AVX2, 16 columns of 7168 values, against four columns four times: IQ3_S 2.2 times as fast, IQ2_XS 1.7,
+Q6_K 1.5, Q4_K and Q2_K 1.3, IQ4_XS, IQ4_NL, Q4_0 and Q8_0 1.2. So every quantized format is done this way.
 
 Tried for codes of 8 bits (Q8_0, IQ4): codes and activations as 16-bit words, `vpmaddwd` and `vpaddd` alone: as many
 instructions, of which half multiply, but twice the loads: 1.02 times as fast as four columns.
