@@ -47,7 +47,7 @@ QUANTIZED, FLOATS = ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS"], ["F32", "BF16", "F16"]
 # With 16 registers of 32 bytes four columns' float32 totals (8) cannot stay while 8 sums are being made: they, and the
 # first half of Q6_K's sums, are stored and read as operands once for each 32 values. The rest is what a block of 256
 # decodes once: d, dmin and scales. 16: the loop over the 32s of a wide tile (wide.py). All of Q4_K's lie there
-# by intent: 16 loads of codes, 4 of factors, 8 of totals, 8 stores of these; of the others some sums are spilled. Totals
+# by intent: 16 loads of codes, 4 of factors, 8 of totals, 8 stores of these; of the others some sums. Totals
 # are set to zero by 30 stores. LLVM's register allocation decides the exact number: a tenth more is let pass.
 SPILLS: dict[tuple[str, str], dict[int, int]] = {
     ("haswell", "Q4_K"): {1: 67, 2: 98, 4: 234, 16: 36},
@@ -96,7 +96,8 @@ def check_code(name: str, cpu: str, use: Any) -> None:
     machine, triple, multiply, registers = TARGETS[cpu]
     form = use(name, machine, half=cpu != "x86-64")
     allowed = ARM_SPILLS.get(name, {}) if machine in (NeonDot, NeonI8mm) else SPILLS.get((cpu, name), {})
-    for columns in [*machine.COLUMNS, *([machine.WIDE] if machine.WIDE else [])]:
+    wide_tile = [machine.WIDE] if machine.WIDE and name not in FLOATS else []  # FLOATS: four columns after four
+    for columns in [*machine.COLUMNS, *wide_tile]:
         loops = list(innermost_loops(assembly(form, columns, cpu, triple)))
         if name in FLOATS:
             fused = sum(bool(re.search(r"vfmadd\d+ps|fmla", line)) for loop in loops for line in loop)
