@@ -26,8 +26,8 @@ from hetero.terminal import Screen
 LLAMA_CPP = "llama.cpp"
 PHASES = ("decode", "prefill")
 VARIANTS = {"as in the file": False, "rearranged": True}  # of llama.cpp's weights
-# Memory that an engine takes, as a multiple of the file: llama.cpp rearranges into a copy beside the mapped file.
-FOOTPRINT = {"hetero": 1.1, "as in the file": 1.1, "rearranged": 1.7}
+# Memory that an engine takes, as a multiple of the file
+FOOTPRINT = 1.1
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def _without_room(starts: dict[str, Start], file_bytes: int) -> dict[str, str]:
     """Takes out variants of llama.cpp that the free memory would not hold; says why."""
     free, left_out = free_memory(), {}
     for name in VARIANTS:
-        if name in starts and FOOTPRINT[name] * file_bytes > free:
-            needed = format_size(int(FOOTPRINT[name] * file_bytes))
+        if name in starts and FOOTPRINT * file_bytes > free:
+            needed = format_size(int(FOOTPRINT * file_bytes))
             left_out[name] = f"needs about {needed}, {format_size(free)} are free"
             del starts[name]
     return left_out
@@ -176,7 +176,7 @@ def _measure(
 ) -> dict[str, Rounds]:
     """All contestants at once where the memory holds them, else one at a time, loaded again for each turn."""
     turns = Turns(what, starts, ids, bar)
-    needed = sum(FOOTPRINT[name] for name in starts) * file_bytes
+    needed = FOOTPRINT * len(starts) * file_bytes
     if len(starts) == 1 or needed < free_memory():
         with _all_of(starts) as contestants:
             for phase in PHASES:
