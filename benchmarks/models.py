@@ -56,7 +56,7 @@ def lineups(options: argparse.Namespace, nbytes: int) -> list[list[str]]:
     if not options.apart and FOOTPRINT * len(engines) < room:
         return [engines]
     others = [engine for engine in engines if engine != "hetero"]
-    if not options.apart and len(others) < len(engines) and 2 * FOOTPRINT < room:
+    if not options.apart and len(others) < len(engines) and room > 2 * FOOTPRINT:
         return [["hetero", other] for other in others]
     return [[engine] for engine in engines]
 
