@@ -21,7 +21,7 @@ ROWS = [
     ["page_cache", "reading_order"],
     ["arena", "nodes", "weights", "prefetch", "weight_reader", "weights_cache", "random_weights"],
     ["engine"],
-    ["loading", "synthetic"],
+    ["planning", "loading", "synthetic"],
     ["terminal", "progress", "prompt", "conversation", "generate", "chat", "perplexity", "reference", "evaluate"],
     ["parts", "peer", "contest", "extrapolate", "bench"],
 ]
