@@ -301,6 +301,18 @@ def inspect(model: File, as_json: Json = False) -> None:
     print(json.dumps(report, ensure_ascii=False, indent=1) if as_json else describe(report))
 
 
+@verb
+def doctor(as_json: Json = False) -> None:
+    """Check this machine and every kernel on it. Each line says OK, or what to do."""
+    from hetero.doctor import describe, examine
+    from hetero.terminal import Screen
+
+    document = examine(Screen())
+    print(json.dumps(document, ensure_ascii=False, indent=1) if as_json else describe(document))
+    if document["broken"]:
+        raise typer.Exit(1)
+
+
 def _path(model: str) -> str:
     if model != DEMO:
         return model

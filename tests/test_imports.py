@@ -24,6 +24,7 @@ ROWS = [
     ["planning", "loading", "synthetic"],
     ["terminal", "progress", "prompt", "conversation", "generate", "chat", "perplexity", "reference", "evaluate"],
     ["parts", "peer", "contest", "extrapolate", "bench"],
+    ["kernel_references", "kernel_checks", "system", "environment", "doctor_kernels", "doctor"],
 ]
 ONLY_IN = {"numba": "cpu_kernels", "llvmlite": "cpu_kernels", "triton": "gpu_kernels", "typer": "cli"}
 
