@@ -25,6 +25,7 @@ ROWS = [
     ["kernel_rates", "verb_rates", "cpu_rates", "gpu_rates", "disk_rate", "probe"],
     ["terminal", "progress", "prompt", "conversation", "generate", "chat", "perplexity", "reference", "evaluate"],
     ["prediction", "parts", "peer", "contest", "extrapolate", "bench"],
+    ["plan_request", "plan_report", "plan_page"],
     ["kernel_references", "kernel_checks", "system", "environment", "doctor_kernels", "doctor"],
 ]
 ONLY_IN = {"numba": "cpu_kernels", "llvmlite": "cpu_kernels", "triton": "gpu_kernels", "typer": "cli"}
