@@ -39,11 +39,14 @@ def run_checks(names: list[str], out: TextIO) -> None:
 
 
 def run_check(name: str, check: Callable[[], str]) -> Finding:
+    from cpu_kernels.faults import WorkerFault
     from hetero.kernel_checks import WrongNumbers
 
     try:
         return Finding(name, "ok", check())
     except WrongNumbers as error:
+        return Finding(name, "broken", str(error), kernel_remedy())
+    except WorkerFault as error:
         return Finding(name, "broken", str(error), kernel_remedy())
     except MemoryError as error:
         return Finding(name, "broken", f"out of memory: {error}", "close other programs")

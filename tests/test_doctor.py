@@ -12,6 +12,7 @@ import pytest
 
 import cli
 import cpu_kernels
+from cpu_kernels.faults import WorkerFault
 from hetero import doctor, doctor_kernels, kernel_checks
 from hetero.doctor import describe, examine, kernel_findings
 from hetero.system import Finding
@@ -85,6 +86,15 @@ def test_an_exception_is_a_line() -> None:
 
     found = doctor_kernels.run_check("it", fails)
     assert (found.status, found.found) == ("broken", "AttributeError: no such intrinsic")
+
+
+def test_a_signal_in_a_kernel_is_a_line_with_the_way_around_it() -> None:
+    def dies() -> str:
+        raise WorkerFault("cpu_kernels.product._products_job", 1, "SIGILL", 0x7F, None)
+
+    found = doctor_kernels.run_check("it", dies)
+    assert found.status == "broken" and "_products_job died on thread 1" in found.found and "SIGILL" in found.found
+    assert "NUMBA_CPU_NAME" in found.remedy
 
 
 def test_the_bundled_model_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:
