@@ -50,6 +50,10 @@ def size(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
+def rate(text: str) -> int:
+    return size(text.strip().removesuffix("/s"))
+
+
 def bias(text: str) -> tuple[int, float]:
     id, _, value = text.partition("=")
     try:
@@ -162,6 +166,36 @@ class BenchFlags:
     layers: Annotated[int | None, Option(help="Layers with experts of it [as many as fit].")] = None
 
 
+@dataclass
+class PlanFlags:
+    """What `plan` is asked; the same names as hetero.plan_request.PlanRequest."""
+
+    preset: Annotated[str | None, Option(metavar="NAME", help="A model without its file, as deepseek-v3:q4_k_m.")] = (
+        None
+    )
+    plan: Annotated[str | None, Option(metavar="FILE", help="A plan that was edited: check it.")] = None
+    context: Annotated[int | None, Option(min=1, help="Tokens of context [the model's, at most 8192].")] = None
+    sequences: Annotated[int | None, Option(min=1, help="Sequences at once [1].")] = None
+    kv: Annotated[Literal["f32", "f16", "q8_0"] | None, Option(help="Type of the KV cache [f16].")] = None
+    threads: Annotated[int | None, Option(min=1, help="CPU threads.")] = None
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, Option(help="Where to compute [auto].")] = None
+    memory: Annotated[int | None, Option(parser=size, metavar="SIZE", help="Main memory, as 384GiB.")] = None
+    gpu_memory: Annotated[int | None, Option(parser=size, metavar="SIZE", help="GPU memory, as 24GiB.")] = None
+    mmap: Annotated[bool | None, Option("--mmap/--no-mmap", help="Weights in the mapped file, or in memory.")] = None
+    gpu_experts: Annotated[int | None, Option(min=0, help="Routed experts on the GPU [as many as fit].")] = None
+    expert_counts: Annotated[str | None, Option(metavar="FILE", help="The most used first; `eval` writes it.")] = None
+    gpu: Annotated[str | None, Option(help="Another machine: its GPU, as rtx-4090.")] = None
+    socket: Annotated[str | None, Option(help="Its processors, as epyc-genoa.")] = None
+    sockets: Annotated[int | None, Option(min=1, help="How many of them [1].")] = None
+    cores: Annotated[int | None, Option(min=1, help="Their cores, all together [the socket's].")] = None
+    memory_bandwidth: Annotated[
+        int | None, Option(parser=rate, metavar="RATE", help="Its memory's, as 460GB/s [the sockets'].")
+    ] = None
+    pcie: Annotated[str | None, Option(metavar="GENxLANES", help="To its GPU, as 4x16.")] = None
+    disk_bandwidth: Annotated[int | None, Option(parser=rate, metavar="RATE", help="Its disk's, as 5GB/s.")] = None
+    refresh: Annotated[bool, Option("--refresh", help="Measure this machine anew.")] = False
+
+
 def verb(function: Callable[..., None]) -> Callable[..., None]:
     """Registers a command. A parameter whose type is a dataclass of flags becomes one option for each of its fields."""
     parameters, groups = [], {}
@@ -272,6 +306,33 @@ def generate(model: Model = DEMO, *, flags: PromptFlags, sampling: SamplingFlags
 
 
 @verb
+def plan(
+    model: Annotated[str | None, typer.Argument(help="A GGUF file (the first of a split one), or `demo`.")] = None,
+    as_json: Json = False,
+    html: Annotated[str | None, Option(metavar="FILE", help="Write a page with memory map and curves.")] = None,
+    *,
+    flags: PlanFlags,
+) -> None:
+    """Say what fits, and how fast it will be. From a header or a preset, for this machine or another."""
+    from hetero.plan_request import PlanRequest, run_plan
+    from hetero.terminal import Screen
+
+    path = DEMO if model is None and flags.preset is None else model
+    planned = run_plan(PlanRequest(model=path and _path(path), **vars(flags)), Screen().note)
+    if html is not None:
+        from hetero.plan_page import page
+
+        with open(html, "w", encoding="utf-8") as file:
+            file.write(page(planned))
+    if as_json:
+        print(json.dumps(planned.plan.to_json(), ensure_ascii=False, indent=1))
+    else:
+        from hetero.plan_report import describe
+
+        print(describe(planned))
+
+
+@verb
 def bench(model: Model = DEMO, as_json: Json = False, *, flags: BenchFlags, run: RunFlags) -> None:
     """Measure speed. Prefill and decode, under what the memory's bandwidth allows."""
     from hetero.bench import Bench, describe, run_bench
@@ -299,6 +360,18 @@ def inspect(model: File, as_json: Json = False) -> None:
 
     report = inspect_file(_path(model))
     print(json.dumps(report, ensure_ascii=False, indent=1) if as_json else describe(report))
+
+
+@verb
+def doctor(as_json: Json = False) -> None:
+    """Check this machine and every kernel on it. Each line says OK, or what to do."""
+    from hetero.doctor import describe, examine
+    from hetero.terminal import Screen
+
+    document = examine(Screen())
+    print(json.dumps(document, ensure_ascii=False, indent=1) if as_json else describe(document))
+    if document["broken"]:
+        raise typer.Exit(1)
 
 
 def _path(model: str) -> str:

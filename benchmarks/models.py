@@ -6,9 +6,9 @@
 Each engine runs in a process of its own. Where the memory holds them all they take turns, case by case; where it holds
 two, llama.cpp's variants take turns with hetero one after the other; else, or with --apart, engines are loaded one by
 one for a turn of all cases. llama.cpp runs with its weights as they are in the file and rearranged, and the variant
-that comes nearer to hetero counts. Figures are medians over the rounds; "ratio" is ours
-over theirs: of the medians, and the median of the rounds' ratios. --all-logits asks for the logits of every token of
-a prompt: engines skip most of the last layer otherwise, which is much of a model of three layers.
+that comes nearer to hetero counts. Figures are medians over the rounds, of which cases of 2048 tokens and more have a
+quarter; "ratio" is ours over theirs: of the medians, and the median of the rounds' ratios. --all-logits asks for the
+logits of every token of a prompt: engines skip most of the last layer otherwise, which is much of a model of three.
 
 The table goes to stderr, one JSON document comes last, on stdout.
 """
@@ -30,8 +30,9 @@ from hetero.contest import Apart
 from hetero.free_memory import free_memory
 from hetero.inspect import inspect_file
 
-# Memory that each takes, as a multiple of the file. The mapped file beside llama.cpp's copy need not stay.
-ENGINES = {"hetero": 1.06, "plain": 1.04, "rearranged": 1.06}
+ENGINES = ("hetero", "plain", "rearranged")
+FOOTPRINT = 1.06  # memory that each takes, as a multiple of the file
+LONG = 2048  # tokens; cases of more have a quarter of the rounds
 Round = dict[str, float]  # tokens per second of the engines that took turns
 
 
@@ -42,19 +43,20 @@ def start(engine: str, options: argparse.Namespace, context: int) -> Apart:
 
 
 def requests(options: argparse.Namespace, ids: list[int]) -> dict[str, tuple]:
-    """What a contestant is asked in each case."""
-    made: dict[str, tuple] = {f"decode at {n}": ("decode", ids[: n + 1], options.generate) for n in options.depths}
+    """What a contestant is asked in each case, deep decoding last: its context is there from the longest prompt."""
     method = "prefill_all" if options.all_logits else "prefill"
-    return made | {f"prefill {n}": (method, ids[:n]) for n in options.prompts}
+    made: dict[str, tuple] = {f"decode at {n}": ("decode", ids[: n + 1], options.generate) for n in options.depths}
+    made |= {f"prefill {n}": (method, ids[:n]) for n in options.prompts}
+    return dict(sorted(made.items(), key=lambda case: len(case[1][1])))
 
 
 def lineups(options: argparse.Namespace, nbytes: int) -> list[list[str]]:
     """Which engines are in memory together."""
     engines, room = options.engines, free_memory() / nbytes
-    if not options.apart and sum(ENGINES[engine] for engine in engines) < room:
+    if not options.apart and FOOTPRINT * len(engines) < room:
         return [engines]
     others = [engine for engine in engines if engine != "hetero"]
-    if not options.apart and len(others) < len(engines) and ENGINES["hetero"] + max(map(ENGINES.get, others)) < room:
+    if not options.apart and len(others) < len(engines) and room > 2 * FOOTPRINT:
         return [["hetero", other] for other in others]
     return [[engine] for engine in engines]
 
@@ -72,8 +74,8 @@ class Measurement:
         """All cases by these engines in turns; a single engine's speeds join those of the engines before it."""
         with ExitStack() as stack:
             loaded = {e: stack.enter_context(closing(start(e, self.options, self.context))) for e in engines}
-            for case in self.cases:
-                for _ in range(rounds):
+            for case, (_, ids, *_) in self.cases.items():
+                for _ in range(rounds if len(ids) < LONG else max(1, rounds // 4)):
                     self._round(case, loaded)
             for engine, contestant in loaded.items():
                 self.facts[engine].append(contestant.ask("facts"))

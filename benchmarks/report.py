@@ -5,6 +5,7 @@
     python -m benchmarks.models lite.gguf --depths 0,4096 --prompts 512,4096 > benchmarks/results/lite.json
     python -m benchmarks.models slice.gguf --prompts 512 --all-logits > benchmarks/results/slice.json
     python -m benchmarks.load slice.gguf --weights-cache DIR > benchmarks/results/load.json
+    python -m benchmarks.predictions > benchmarks/results/predictions.json
     python -m benchmarks.report             writes them between their marks: <!-- NAME --> and <!-- end -->
 
 A result that is not there leaves its table as it is.
@@ -17,7 +18,8 @@ from pathlib import Path
 
 from benchmarks.setting import ROOT
 
-PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
+PAGE, PLANNER = ROOT / "docs" / "performance.md", ROOT / "docs" / "planner.md"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -102,6 +104,22 @@ def load(result: dict) -> str:
     return table((*heads, "ready, s", "first token, s", "beside the weights, MiB"), map(line, result["results"]))
 
 
+def predictions(result: dict) -> str:
+    """A row for each model, of each figure the measured speed and predicted over measured."""
+    rows = {(row["case"], row["figure"]): row for row in result["results"]}
+    figures = list(dict.fromkeys(figure for _, figure in rows))
+
+    def line(case: str) -> list[str]:
+        cells = [case]
+        for figure in figures:
+            row = rows.get((case, figure))
+            cells += [f"{row['measured']:.1f}", f"{row['ratio']:.2f}"] if row else ["", ""]
+        return cells
+
+    heads = [head for figure in figures for head in (f"{figure}, tok/s", "predicted /")]
+    return table(("model", *heads), map(line, dict.fromkeys(case for case, _ in rows)))
+
+
 TABLES: dict[str, Callable[[dict], str]] = {
     "kernels": kernels,
     "moe": moe,
@@ -109,11 +127,12 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "slice": models,
     "load": load,
 }
+PREDICTIONS: dict[str, Callable[[dict], str]] = {"predictions": predictions}
 
 
-def filled(page: str, results: Path = RESULTS) -> str:
+def filled(page: str, results: Path = RESULTS, tables: dict[str, Callable[[dict], str]] = TABLES) -> str:
     """The page with every table whose result is there."""
-    for name, render in TABLES.items():
+    for name, render in tables.items():
         path = results / f"{name}.json"
         if not path.exists():
             continue
@@ -121,12 +140,13 @@ def filled(page: str, results: Path = RESULTS) -> str:
         text = f"<!-- {name} -->\n{render(result)}\n\n{setting_line(result)}\n<!-- end -->"
         page, found = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _, text=text: text, page, flags=re.DOTALL)
         if not found:
-            raise SystemExit(f"{PAGE.name} has no mark <!-- {name} -->")
+            raise SystemExit(f"the page has no mark <!-- {name} -->")
     return page
 
 
 def main() -> None:
     PAGE.write_text(filled(PAGE.read_text()))
+    PLANNER.write_text(filled(PLANNER.read_text(), tables=PREDICTIONS))
 
 
 if __name__ == "__main__":

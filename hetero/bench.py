@@ -26,8 +26,8 @@ from hetero.terminal import Screen
 LLAMA_CPP = "llama.cpp"
 PHASES = ("decode", "prefill")
 VARIANTS = {"as in the file": False, "rearranged": True}  # of llama.cpp's weights
-# Memory that an engine takes, as a multiple of the file: llama.cpp rearranges into a copy beside the mapped file.
-FOOTPRINT = {"hetero": 1.1, "as in the file": 1.1, "rearranged": 1.7}
+# Memory that an engine takes, as a multiple of the file
+FOOTPRINT = 1.1
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def _without_room(starts: dict[str, Start], file_bytes: int) -> dict[str, str]:
     """Takes out variants of llama.cpp that the free memory would not hold; says why."""
     free, left_out = free_memory(), {}
     for name in VARIANTS:
-        if name in starts and FOOTPRINT[name] * file_bytes > free:
-            needed = format_size(int(FOOTPRINT[name] * file_bytes))
+        if name in starts and FOOTPRINT * file_bytes > free:
+            needed = format_size(int(FOOTPRINT * file_bytes))
             left_out[name] = f"needs about {needed}, {format_size(free)} are free"
             del starts[name]
     return left_out
@@ -168,7 +168,11 @@ class Turns:
                 rounds.parts.append(contestant.ask("parts", context))
 
     def finish(self, name: str, contestant: Here | Apart) -> None:
-        self.rounds[name].facts = contestant.ask("facts")
+        facts = contestant.ask("facts")
+        if name == "hetero":
+            depth = self._what.depth + self._what.generate // 2
+            facts["predicted"] = contestant.ask("predict", depth, self._what.prompt)
+        self.rounds[name].facts = facts
 
 
 def _measure(
@@ -176,7 +180,7 @@ def _measure(
 ) -> dict[str, Rounds]:
     """All contestants at once where the memory holds them, else one at a time, loaded again for each turn."""
     turns = Turns(what, starts, ids, bar)
-    needed = sum(FOOTPRINT[name] for name in starts) * file_bytes
+    needed = FOOTPRINT * len(starts) * file_bytes
     if len(starts) == 1 or needed < free_memory():
         with _all_of(starts) as contestants:
             for phase in PHASES:
@@ -219,8 +223,8 @@ def _document(what: Bench, run: RunConfig, report: dict[str, Any], ours: Rounds)
         "read_bandwidth_bytes_per_second": bandwidth,
         "weight_bytes_per_token": weights,
         "kv_bytes_at_depth": cache,
-        "predicted_prefill_tokens_per_second": None,
-        "predicted_decode_tokens_per_second": None,
+        "predicted_prefill_tokens_per_second": ours.facts["predicted"]["prefill"],
+        "predicted_decode_tokens_per_second": ours.facts["predicted"]["decode"],
         "load_seconds": ours.facts["load_seconds"],
         "peak_resident_bytes": ours.facts["peak_resident_bytes"],
         "parts": {part: median(row[part] for row in ours.parts) for part in PARTS},
@@ -253,19 +257,30 @@ def describe(result: dict[str, Any]) -> str:
         bytes_read += f" and {format_size(result['kv_bytes_at_depth'])} of cache"
     word = "extrapolated" if result["extrapolated_from_layers"] else "measured"
     rounds = f"{result['repeat']} x {result['generated_tokens']} tokens"
+    width = max(len(word), len("predicted"))
     lines = [
         f"decode at depth {result['depth']:,}",
-        f"  {'ceiling':<{len(word)}}  {_speed(ceiling)} tok/s  ({bytes_read} a token, {read})",
-        f"  {word}  {_speed(speed)} tok/s  {speed / ceiling:.0%} of the ceiling; best"
+        f"  {'ceiling':<{width}}  {_speed(ceiling)} tok/s  ({bytes_read} a token, {read})",
+        f"  {word:<{width}}  {_speed(speed)} tok/s  {speed / ceiling:.0%} of the ceiling; best"
         f" {_speed(result['decode_tokens_per_second_best'], 0)} ({rounds})",
-        f"  {'time':<{len(word)}}  {_shares(result['parts'])}",
+        *_predicted(result, "decode", width),
+        f"  {'time':<{width}}  {_shares(result['parts'])}",
         f"prefill of {result['prompt_tokens']:,} tokens",
-        f"  {word}  {_speed(result['prefill_tokens_per_second'])} tok/s  best"
+        f"  {word:<{width}}  {_speed(result['prefill_tokens_per_second'])} tok/s  best"
         f" {_speed(result['prefill_tokens_per_second_best'], 0)}",
+        *_predicted(result, "prefill", width),
         *(describe_slice(result) if "slice" in result else []),
         f"loaded in {result['load_seconds']:.1f} s, peak resident memory {format_size(result['peak_resident_bytes'])}",
     ]
     return "\n".join(lines + _comparison_lines(result))
+
+
+def _predicted(result: dict[str, Any], phase: str, width: int) -> list[str]:
+    """What the planner says, where it does."""
+    speed, measured = result[f"predicted_{phase}_tokens_per_second"], result[f"{phase}_tokens_per_second"]
+    if speed is None:
+        return []
+    return [f"  {'predicted':<{width}}  {_speed(speed)} tok/s  {speed / measured - 1:+.0%} (hetero plan)"]
 
 
 def _speed(tokens_per_second: float, width: int = 10) -> str:

@@ -13,12 +13,11 @@ from hetero.quant_types import QUANT
 ARCHITECTURE = "deepseek2"
 CACHE_TYPES = ("f32", "f16", "q8_0")
 DEVICES = ("auto", "cpu", "cuda")
-CONTEXT_LIMIT, SEQUENCE_LIMIT, THREAD_LIMIT = 1 << 24, 1024, 1024  # beyond any machine; memory is checked elsewhere
+# Beyond any machine; what fits is checked elsewhere
+CONTEXT_LIMIT, SEQUENCE_LIMIT, THREAD_LIMIT, MEMORY_LIMIT = 1 << 24, 1024, 1024, 1 << 50
 # Settings for later versions, with the values that mean what this one does: no graph
 NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "gpu_memory": (None,),
-    "memory": (None,),
-    "plan": (None,),
     "graph": (None, False),
     "sessions": (None,),
 }
@@ -162,15 +161,16 @@ class RunConfig:
     threads: int | None = None  # None: one per physical core this process may use
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gpu_memory: int | None = None  # bytes
-    memory: int | None = None  # bytes
+    memory: int | None = None  # bytes of it that may be used, at most; None: what is free
     mmap: bool | None = None  # run from the page cache; None: where the weights do not fit in free memory
     weights_cache: str | None = None  # directory that keeps rearranged weights, memory-mapped at the next start
-    plan: str | None = None
+    plan: str | None = None  # file of a plan, as `hetero plan --json` writes it
     graph: bool | None = None
     sessions: str | None = None
 
     def __post_init__(self) -> None:
         limits = {"context": CONTEXT_LIMIT, "sequences": SEQUENCE_LIMIT, "threads": THREAD_LIMIT}
+        limits["memory"] = MEMORY_LIMIT
         for name, limit in limits.items():
             value = getattr(self, name)
             if value is None and name != "sequences":
@@ -178,6 +178,8 @@ class RunConfig:
             if type(value) is not int or not 1 <= value <= limit:
                 _refuse_setting(name, value, f"an integer from 1 to {limit:,}")
         self._check_mapping()
+        if self.plan is not None:
+            object.__setattr__(self, "plan", os.fspath(self.plan))
         for name, choices in {"kv": CACHE_TYPES, "device": DEVICES}.items():
             if getattr(self, name) not in choices:
                 _refuse_setting(name, getattr(self, name), "one of " + ", ".join(choices))

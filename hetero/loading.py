@@ -5,12 +5,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hetero.arena import Slot, arena_bytes, place, plan
+from hetero.arena import Slot, place, plan
 from hetero.config import ModelConfig, RunConfig
-from hetero.errors import FileError, RequestError, ResourceError, UnsupportedError
+from hetero.errors import FileError, RequestError, UnsupportedError
 from hetero.file_faults import file_faults
-from hetero.free_memory import free_memory
 from hetero.gguf import GGUFFile, Tensor, open_gguf
+from hetero.planning import Planned, plan_to_run
 from hetero.prefetch import prefetch
 from hetero.sizes import format_size
 from hetero.tensors import check_tensors
@@ -53,13 +53,14 @@ def load(
         if tokenizer.vocab_size != config.vocab_size:
             found = f"{file.paths[0].name}: its tokenizer has {tokenizer.vocab_size:,} tokens"
             raise FileError(found, f"the model has {config.vocab_size:,}", "convert the model again")
-        cache = LatentCache(config, run, chosen_context(config, run))
-        weights = WeightSource(file, plan(file, config), run, cache.nbytes, notice or (lambda sentence: None))
+        planned = plan_to_run(file, config, run)
+        cache = LatentCache(config, run, run.context or planned.context)
+        weights = WeightSource(file, plan(file, config), run, planned, notice or (lambda sentence: None))
         kernels = "preparing kernels" if CACHED else "compiling kernels for this CPU, once, about a minute"
         report(kernels, 0, 0)
         from hetero.engine import Engine  # here: naming the kernels compiles them
 
-        pool = undo.enter_context(Pool(chosen_threads(run)))
+        pool = undo.enter_context(Pool(planned.plan.threads))
         with file_faults(file):
             file.tensors = weights.tensors(pool, report)
             report(kernels, 0, 0)
@@ -71,22 +72,16 @@ def load(
 
 
 class WeightSource:
-    """Where the weights will lie: in memory, in the mapped file, or in a mapped file of rearranged ones."""
+    """Where the weights will lie, as planned: in memory, in the mapped file, or in a mapped file of rearranged ones."""
 
     def __init__(
-        self, file: GGUFFile, slots: list[Slot], run: RunConfig, cache_bytes: int, notice: Callable[[str], None]
+        self, file: GGUFFile, slots: list[Slot], run: RunConfig, planned: Planned, notice: Callable[[str], None]
     ):
-        self.file, self.slots, self.run, self.notice = file, slots, run, notice
-        self.needed = arena_bytes(slots) + cache_bytes + WORKING_BYTES
-        self.free = free_memory()
-        self.mapped = run.mmap is True or self.needed > self.free
-        if self.needed <= self.free or run.mmap or run.weights_cache is not None:
-            return
-        need, free = format_size(self.needed), format_size(self.free)
-        if run.mmap is False:
-            found = f"weights, cache and working memory need {need}"
-            raise ResourceError(found, f"{free} of memory are free", "leave out --no-mmap, or free some memory")
-        notice(f"weights stay in the file (mmap): {need} do not fit in {free} of free memory")
+        self.file, self.slots, self.run, self.planned, self.notice = file, slots, run, planned, notice
+        asked = run.mmap or run.weights_cache or run.plan
+        if planned.plan.mode == "mmap" and not asked:
+            need, free = format_size(planned.needed_bytes), format_size(planned.dram_bytes)
+            notice(f"weights stay in the file (mmap): {need} do not fit in {free} of free memory")
 
     def tensors(self, pool: "Pool", progress: Progress) -> dict[str, Tensor]:
         from hetero.weights_cache import Busy
@@ -96,11 +91,13 @@ class WeightSource:
                 return self._cached(self.run.weights_cache, pool, progress)
             except Busy:
                 self.notice("another process is writing the weights cache: this one goes without")
-        return self._mapped() if self.mapped else self._read(pool, progress)
+        if self.planned.plan.mode == "mmap" and (self.run.weights_cache is None or self.planned.on_disk):
+            return self._mapped()
+        return self._read(pool, progress)
 
     def _mapped(self) -> dict[str, Tensor]:
-        """As they are; what every token needs is read in the background, and all where it fits."""
-        wanted = [slot.tensor for slot in self.slots if self.needed <= self.free or "_exps." not in slot.name]
+        """As they are; what the plan keeps in memory as a whole is read in the background."""
+        wanted = [slot.tensor for slot in self.slots if slot.tensor.name not in self.planned.on_disk]
         prefetch((self.file.paths[tensor.file], tensor.offset, tensor.nbytes) for tensor in wanted)
         return self.file.tensors
 
@@ -112,7 +109,8 @@ class WeightSource:
         arena, line = new_arena(slots, pool)
         if line:
             self.notice(line)
-        for _ in WeightReader(self.file, slots, pool, self.free - self.needed).fill(arena, progress):
+        kept = max(0, self.planned.dram_bytes - self.planned.needed_bytes)
+        for _ in WeightReader(self.file, slots, pool, kept).fill(arena, progress):
             pass
         return place(slots, arena)
 
@@ -129,18 +127,9 @@ class WeightSource:
                 self.notice(f"{cache.path} cannot be used and is made again: {cache.problem}")
             reader = WeightReader(self.file, slots, pool, kept=0)
             arena = cache.write(lambda arena: reader.fill(arena, progress))
-        elif self.needed <= self.free:
+        elif not self.planned.on_disk:
             prefetch([(cache.path, 0, cache.nbytes)])
         return place(slots, arena, cache.path)
-
-
-def chosen_threads(run: RunConfig) -> int:
-    from cpu_kernels.topology import TooManyThreads, choose_threads
-
-    try:
-        return choose_threads(run.threads)
-    except TooManyThreads as error:
-        raise RequestError(error.found, error.limit, error.remedy) from None
 
 
 def chosen_context(config: ModelConfig, run: RunConfig) -> int:

@@ -35,6 +35,7 @@ class LlamaCpp:
         started = perf_counter()
         model = api.llama_model_default_params()
         model.n_gpu_layers, model.use_extra_bufts = 0, rearranged
+        model.use_mmap = False  # weights in memory of its own, as ours: nobody waits for a page cache under pressure
         self._model = api.llama_model_load_from_file(path.encode(), model)
         if not self._model:
             raise FileError(f"llama.cpp could not load {path}", remedy="it may not know this model or quantization")

@@ -1,35 +1,37 @@
-"""What this machine is, and how fast its memory can be read."""
+"""What this machine is, and how fast: memory, disk, and the project's kernels on it."""
 
 import os
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from hetero.free_memory import free_memory
+from hetero.planning import with_free_memory
+from hetero.saved_machine import Saved, cpu_name, fingerprint, read, write
+from hetero.stopwatch import Stopwatch
+from placement.machine import DISK, Machine, Memory
+from placement.model import Model, Part
+
 if TYPE_CHECKING:
     from cpu_kernels import Pool
+    from hetero.verb_rates import KV
 
 READ_SECONDS = 0.3
+ASSUMED_DISK = 1e9  # bytes/s, where there is no file to read
 
 
 def machine() -> dict[str, Any]:
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False),
         "threads": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as info:
-            names = (line.partition(":")[2].strip() for line in info if line.startswith("model name"))
-            return next(names, platform.machine())
-    except OSError:
-        return platform.machine()
 
 
 def versions(*packages: str) -> dict[str, str | None]:
@@ -55,3 +57,100 @@ def resident_bytes(peak: bool = True) -> int:
     name = "VmHWM:" if peak else "VmRSS:"
     with open("/proc/self/status") as status:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith(name))
+
+
+def weight_types(model: Model) -> set[str]:
+    """Types of the matrices that are multiplied with."""
+    unread: set[Part] = {"norms", "nextn", "other"} if model.tied else {"embedding", "norms", "nextn", "other"}
+    parts = (tensors for part, tensors in model.by_part.items() if part not in unread)
+    return {tensor.type for tensors in parts for tensor in tensors if len(tensor.shape) > 1}
+
+
+def probe(
+    pool: "Pool | int | None" = None,
+    types: Iterable[str] = (),
+    *,
+    kv: "Iterable[KV]" = ("f16",),
+    path: str | Path | None = None,
+    refresh: bool = False,
+    stopwatch: Stopwatch | None = None,
+) -> Machine:
+    """This machine, with rates for weights and caches of these types. What was measured before is taken from a file in
+    the user's cache directory, unless `refresh`: then everything is measured anew.
+
+    `pool`: or a number of threads, None for the default. `path`: a file whose disk is read. A type takes about 1 s, the
+    rest 2 s. The memory of the machine that is returned is what is free now.
+    """
+    from cpu_kernels import Pool
+
+    if not isinstance(pool, Pool):
+        with Pool(pool) as made:
+            return probe(made, types, kv=kv, path=path, refresh=refresh, stopwatch=stopwatch)
+    stopwatch, key = stopwatch or Stopwatch(), fingerprint(pool.threads)
+    before = None if refresh else read(key)
+    found = _measured(pool, types, kv, stopwatch, before.machine if before else None)
+    disks = dict(before.disks) if before else {}
+    if path is not None and _file_system(path) not in disks:
+        from hetero.disk_rate import disk_rate
+
+        rate = disk_rate(Path(path), stopwatch.clock)
+        disks |= {_file_system(path): rate} if rate else {}
+    saved = Saved(found, tuple(disks.items()))
+    problem = write(key, saved) if saved != before else ""
+    return _with_disk(with_free_memory(found, free_memory()), path or ".", disks, problem)
+
+
+def _measured(
+    pool: "Pool", types: Iterable[str], kv: "Iterable[KV]", stopwatch: Stopwatch, before: Machine | None
+) -> Machine:
+    """With all of its memory, without disks."""
+    from hetero.cpu_rates import measure_cpu, rates_for
+
+    cpu = measure_cpu(pool, stopwatch, cpu_name(), rates_for(types), kv, before.cpu if before else None)
+    if before is not None:
+        others = tuple(processor for processor in before.processors if processor.name != cpu.name)
+        return Machine(before.name, True, before.memories, before.links, (cpu, *others), before.notes)
+    nodes, notes = _nodes(pool), list(pool.notes)
+    name = f"{cpu.description}, {pool.threads} threads"
+    if len(nodes) > 1:
+        notes.append("rates of products are those of weights spread over the nodes page by page")
+    gpu = _gpu(stopwatch)
+    if gpu is None:
+        return Machine(name, True, nodes, (), (cpu,), tuple(sorted(notes)))
+    vram, link, processor = gpu
+    notes.append(f"{processor.description}: rates of quantized products and attention are shares of its bf16 rate")
+    name += f", {processor.description}"
+    return Machine(name, True, (vram, *nodes), (link,), (cpu, processor), tuple(sorted(notes)))
+
+
+def _nodes(pool: "Pool") -> tuple[Memory, ...]:
+    """All are read at once, each by its own threads; a node's share of the bandwidth is that of its threads."""
+    bandwidth, found = read_bandwidth(pool), []
+    for i, node in enumerate(pool.nodes):
+        share = pool.node_of_thread.count(i) / pool.threads
+        size = node.memory_bytes or psutil.virtual_memory().total // len(pool.nodes)
+        found.append(Memory(f"node{node.id}", "dram", size, bandwidth * share))
+    return tuple(found)
+
+
+def _gpu(stopwatch: Stopwatch) -> Any:
+    from hetero.gpu_rates import installed_torch, measure_gpu
+
+    torch = installed_torch()
+    return None if torch is None else measure_gpu(stopwatch, torch)
+
+
+def _file_system(path: str | Path) -> str:
+    return f"{os.stat(path).st_dev:x}"
+
+
+def _with_disk(machine: Machine, path: str | Path, disks: dict[str, float], problem: str) -> Machine:
+    """The disk under `path`, and why rates could not be saved."""
+    rate, notes = disks.get(_file_system(path)), [*machine.notes, problem]
+    status = os.statvfs(path)
+    size = status.f_frsize * status.f_blocks  # all of it: the model's file is there already
+    if rate is None:
+        notes.append(f"the disk was not measured: {ASSUMED_DISK / 1e9:.0f} GB/s is assumed")
+    disk = Memory(DISK, "disk", size, rate or ASSUMED_DISK)
+    memories, kept = (*machine.memories, disk), tuple(note for note in notes if note)
+    return Machine(machine.name, True, memories, machine.links, machine.processors, kept)

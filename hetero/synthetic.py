@@ -15,7 +15,8 @@ from hetero.config import CACHE_TYPES, ModelConfig, RopeConfig, RunConfig
 from hetero.errors import RequestError, ResourceError, UnsupportedError
 from hetero.free_memory import free_memory
 from hetero.known_models import Router
-from hetero.loading import WORKING_BYTES, Progress, chosen_context, chosen_threads
+from hetero.loading import WORKING_BYTES, Progress, chosen_context
+from hetero.planning import chosen_threads
 from hetero.sizes import format_size
 from placement.model import Dimensions, Model, part_of
 from placement.presets import UnknownPreset, canonical, preset
@@ -180,7 +181,7 @@ def load_slice(
         from hetero.engine import Engine  # here: naming the kernels compiles them
 
         cache = LatentCache(made.config, run, chosen_context(made.config, run))
-        pool = undo.enter_context(Pool(chosen_threads(run)))
+        pool = undo.enter_context(Pool(chosen_threads(run.threads)))
         tensors = ((t.name, t.type, t.shape) for t in made.model.tensors)
         file = PatternFile(made.name, tensors, pool)
         undo.callback(file.close)

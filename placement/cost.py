@@ -10,6 +10,7 @@ PAGE = 64  # tokens; the cache is handed out in pages
 CHUNK = 1024  # tokens of a pass on the CPU (hetero.engine.CHUNK)
 # The absorbed form multiplies more slowly by this factor (hetero.attention.EXPANDED_SPEED)
 EXPANDED_SPEED = 1.25
+ROW_BLOCK = 32  # rows of absorbed attention that share a cached token made float32 (cpu_kernels.attention_absorbed)
 _CACHE_BYTES = {"f32": (1, 4), "f16": (1, 2), "q8_0": (32, 34)}  # values and bytes of a block
 _READ_WHOLE: tuple[Part, ...] = ("mla", "shared expert", "dense ffn", "head", "router", "norms")
 
@@ -87,6 +88,14 @@ def absorbed_flops(dimensions: Dimensions, tokens: int, depth: int) -> int:
     H (2 (C + R) + 2 C) pairs."""
     latent, rope = dimensions.kv_lora_rank, dimensions.rope_dim
     return dimensions.heads * (4 * latent + 2 * rope) * pairs(tokens, depth)
+
+
+def absorbed_values(dimensions: Dimensions, tokens: int, depth: int) -> int:
+    """Cached values that one layer's absorbed attention makes float32: C + R of every cached token that a block of
+    ROW_BLOCK rows sees, for each block. Rows are the heads of one token after the other."""
+    rows = tokens * dimensions.heads
+    last = (min(rows, first + ROW_BLOCK) - 1 for first in range(0, rows, ROW_BLOCK))
+    return dimensions.cache_width * sum(depth + 1 + row // dimensions.heads for row in last)
 
 
 def expanded_flops(dimensions: Dimensions, tokens: int, depth: int) -> int:

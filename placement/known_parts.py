@@ -140,7 +140,7 @@ def describe(machine: Description) -> Machine:
         return Machine(name, False, memories, (), (cpu,), notes)
     vram = Memory(GPU, "vram", machine.gpu_memory or gpu.bytes, gpu.bandwidth)
     link = _link(machine.pcie or f"{min(gpu.pcie, socket.pcie if socket else gpu.pcie)}x16")
-    return Machine(f"{name}, {gpu.name}", False, (vram, *memories), (link,), (cpu, _gpu(gpu)), notes)
+    return Machine(f"{name}, {gpu.name}", False, (vram, *memories), (link,), (cpu, gpu_processor(gpu)), notes)
 
 
 def _known(name: str, parts: dict[str, T], what: str) -> T:
@@ -182,11 +182,12 @@ def _cpu(description: str, cores: int, bandwidth: float, isa: str) -> Processor:
     return Processor(CPU, description, cores, linear, attention, tuple(verbs))
 
 
-def _gpu(gpu: Gpu) -> Processor:
-    linear = _rates(gpu.bandwidth * VRAM_READ, dict.fromkeys(COLUMNS, gpu.bf16 * GPU_PRODUCTS), GPU_CALL)
+def gpu_processor(gpu: Gpu, read: float = VRAM_READ) -> Processor:
+    """`read`: of its bandwidth that reading reaches."""
+    linear = _rates(gpu.bandwidth * read, dict.fromkeys(COLUMNS, gpu.bf16 * GPU_PRODUCTS), GPU_CALL)
     attention = tuple(
         AttentionRate(kv, GPU_CALL, *(share * gpu.bf16 for share in GPU_ATTENTION)) for kv in ("f16", "f32", "q8_0")
     )
-    value = 8 / (gpu.bandwidth * VRAM_READ)  # seconds: 4 bytes read, 4 written
+    value = 8 / (gpu.bandwidth * read)  # seconds: 4 bytes read, 4 written
     verbs = [VerbRate(verb, GPU_CALL, value) for verb in ("rms_norm", "rope", "write_cache", "route", "dequantize")]
     return Processor(GPU, gpu.name, gpu.multiprocessors, linear, attention, tuple(verbs))

@@ -72,7 +72,9 @@ class AttentionRate(Document):
     """Latent attention over a cache of the type `kv`. FLOP are those of placement.cost, softmax not counted.
 
     One call is one layer: call_seconds + FLOP / rate. Absorbed: heads x (4 C + 2 R) FLOP for each pair of token and
-    cached token. Expanded: heads x 2 C (N + V) for each cached token, and heads x 2 (N + R + V) for each pair.
+    cached token; to which come `row_seconds` for each of tokens x heads rows, whose query is laid out and whose result
+    is put together, and `value_seconds` for each cached value that is made float32, once for a block of 32 rows.
+    Expanded: heads x 2 C (N + V) for each cached token, and heads x 2 (N + R + V) for each pair.
     """
 
     kv: Literal["f32", "f16", "q8_0"]
@@ -80,6 +82,8 @@ class AttentionRate(Document):
     decode: float  # FLOP/s, absorbed, one token, depth of some thousands
     absorbed: float  # FLOP/s, absorbed, 16 to 128 tokens
     expanded: float  # FLOP/s, expanded, hundreds of tokens
+    row_seconds: float = 0.0
+    value_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from itertools import pairwise
 
-from placement.cost import absorbed_flops, absorbed_limit, column_shares, expanded_flops
+from placement.cost import absorbed_flops, absorbed_limit, absorbed_values, column_shares, expanded_flops
 from placement.machine import AttentionRate, LinearRate, Processor, VerbRate
 from placement.model import Dimensions
 
@@ -69,7 +69,10 @@ class Rates:
         if tokens > absorbed_limit(dimensions):
             return rate.call_seconds + self.slower * expanded_flops(dimensions, tokens, depth) / rate.expanded
         speed = rate.decode if tokens == 1 else rate.absorbed
-        return rate.call_seconds + self.slower * absorbed_flops(dimensions, tokens, depth) / speed
+        seconds = absorbed_flops(dimensions, tokens, depth) / speed
+        seconds += dimensions.heads * tokens * rate.row_seconds
+        seconds += absorbed_values(dimensions, tokens, depth) * rate.value_seconds
+        return rate.call_seconds + self.slower * seconds
 
     def verb_seconds(self, verb: str, calls: int, values: float) -> float:
         rate = self._verbs.get(verb)

@@ -4,8 +4,10 @@ import gguf
 import numpy as np
 
 from cpu_kernels import Matrix
+from hetero import kernel_references
+from hetero.kernel_references import FLOATS
+from hetero.kernel_references import values_of as values_of
 
-FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 # Where a block's f16 scales stand; IQ1_M's only one is divided over the upper nibbles of four 16-bit words.
 SCALES = {
     "Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,),
@@ -40,12 +42,6 @@ def random_weights(type: str, shape: tuple[int, ...], rng: np.random.Generator, 
     return blocks.reshape(*outer, -1)
 
 
-def values_of(data: np.ndarray, type: str) -> np.ndarray:
-    """The gguf package's dequantization, float32."""
-    source = data.view(FLOATS[type]) if type in ("F32", "F16") else data
-    return gguf.quants.dequantize(source, gguf.GGMLQuantizationType[type]).astype(np.float32)
-
-
 def random_matrix(type: str, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Matrix, np.ndarray]:
     """A Matrix and its weights in float64."""
     data = random_weights(type, shape, rng)
@@ -53,11 +49,5 @@ def random_matrix(type: str, shape: tuple[int, ...], rng: np.random.Generator) -
 
 
 def as_multiplied(x: np.ndarray, matrix: Matrix) -> np.ndarray:
-    """Activations as a matrix of this type sees them, float64: f32, or rounded to 8 bits in blocks of 32 values."""
-    if matrix.type in FLOATS:
-        return x.astype(np.float64)
-    blocks = x.reshape(*x.shape[:-1], x.shape[-1] // 32, 32)
-    peak = np.abs(blocks).max(axis=-1, keepdims=True, initial=0)
-    factor = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak > 0)
-    scale = peak / np.float32(127)
-    return (np.rint(blocks * factor).astype(np.float64) * scale).reshape(x.shape)
+    """Activations as this matrix sees them, float64."""
+    return kernel_references.as_multiplied(x, matrix.type)

@@ -1,76 +1,14 @@
 """The kernels' slow twins in float64 numpy, with the same arguments: what every backend is compared with."""
 
-import gguf
-import numpy as np
+from hetero.kernel_references import (
+    attend,
+    cache_values,
+    keys_of,
+    mla_absorbed,
+    mla_expanded,
+    rms_norm,
+    rope,
+    route,
+)
 
-
-def rms_norm(x, weight, eps):
-    x = x.astype(np.float64)
-    return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + eps) * weight
-
-
-def rope(x, cos, sin):
-    """x[T, n, R] rotated pair by pair as complex numbers."""
-    pairs = x[..., 0::2].astype(np.float64) + 1j * x[..., 1::2]
-    turned = pairs * (cos.astype(np.float64) + 1j * sin)[:, None, :]
-    return np.stack([turned.real, turned.imag], axis=-1).reshape(x.shape)
-
-
-def route(logits, bias, *, used, groups, groups_used, group_score, gating, normalize, scale):
-    logits = logits.astype(np.float64)
-    if gating == "sigmoid":
-        scores = 1 / (1 + np.exp(-logits))
-    else:
-        scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-        scores /= scores.sum(axis=1, keepdims=True)
-    choice = scores if bias is None else scores + bias
-    best = -np.sort(-choice.reshape(len(logits), groups, -1), axis=2)
-    group_scores = best[:, :, : 2 if group_score == "top2" else 1].sum(axis=2)
-    kept = np.argsort(-group_scores, axis=1, kind="stable")[:, :groups_used]
-    group_of = np.arange(logits.shape[1]) // (logits.shape[1] // groups)
-    masked = np.where((group_of[None, :, None] == kept[:, None, :]).any(axis=2), choice, -np.inf)
-    ids = np.argsort(-masked, axis=1, kind="stable")[:, :used]
-    weights = np.take_along_axis(scores, ids, axis=1)
-    if normalize:
-        weights = weights / (weights.sum(axis=1, keepdims=True) + 1e-20)
-    return ids, weights * scale
-
-
-def cache_values(layer):
-    """A cache layer as float64 [slots, C + R]."""
-    rows = layer.reshape(-1, layer.shape[2])
-    if layer.dtype == np.uint8:
-        rows = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType.Q8_0)
-    return rows.astype(np.float64)
-
-
-def keys_of(layer, pages, position):
-    """What a token at `position` attends: float64 [position + 1, C + R]."""
-    return cache_values(layer).reshape(len(layer), 64, -1)[pages].reshape(len(pages) * 64, -1)[: position + 1]
-
-
-def attend(q, keys, values, scale):
-    """q[H, D], keys[H, L, D], values[H, L, V] -> [H, V]"""
-    scores = (keys @ q[:, :, None].astype(np.float64))[:, :, 0] * scale
-    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return ((scores / scores.sum(axis=1, keepdims=True))[:, None, :] @ values)[:, 0]
-
-
-def mla_absorbed(q, layer, block_table, sequence, positions, scale, latent):
-    out = np.empty((*q.shape[:2], latent))
-    for t in range(len(q)):
-        cached = keys_of(layer, block_table[sequence[t]], positions[t])
-        keys = np.broadcast_to(cached, (q.shape[1], *cached.shape))
-        out[t] = attend(q[t], keys, keys[:, :, :latent], scale)
-    return out
-
-
-def mla_expanded(q, k_up, v_up, layer, block_row, positions, scale):
-    latent = k_up.shape[2]
-    cached = keys_of(layer, block_row, max(positions))
-    nope = cached[:, :latent] @ k_up.astype(np.float64).swapaxes(1, 2)  # [H, L, N]
-    rope = np.broadcast_to(cached[:, latent:], (*nope.shape[:2], cached.shape[1] - latent))
-    keys = np.concatenate([nope, rope], axis=2)
-    values = cached[:, :latent] @ v_up.astype(np.float64).swapaxes(1, 2)  # [H, L, V]
-    seen = [position + 1 for position in positions]
-    return np.stack([attend(q[t], keys[:, :n], values[:, :n], scale) for t, n in enumerate(seen)])
+__all__ = ["attend", "cache_values", "keys_of", "mla_absorbed", "mla_expanded", "rms_norm", "rope", "route"]

@@ -22,7 +22,7 @@ from hetero.template import ChatTemplate
 from tests.fake_engine import FakeEngine, FakeTemplate, FakeTokenizer
 
 ROOT = Path(__file__).parent.parent
-VERBS = ("chat", "generate", "bench", "eval", "inspect")
+VERBS = ("chat", "generate", "plan", "bench", "eval", "inspect", "doctor")
 RUN_FLAGS = {"--" + part.name.replace("_", "-") for part in fields(RunConfig)}
 SAMPLING_FLAGS = {"--" + part.name.replace("_", "-") for part in fields(Sampling)}
 

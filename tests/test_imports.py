@@ -11,7 +11,7 @@ LOCAL = ("cli", "hetero", *LEAVES)
 
 # Rows of hetero/, bottom first: a module may import modules of the rows below, and of its own row those to its left.
 ROWS = [
-    ["errors", "telemetry", "probe", "quant_types", "sizes", "free_memory", "demo"],
+    ["errors", "telemetry", "quant_types", "sizes", "free_memory", "demo", "stopwatch", "saved_machine"],
     ["gguf_header", "gguf", "file_faults"],
     ["known_models", "metadata", "config"],
     ["tensors", "inspect", "pretokenizers", "tokenizer", "template_worker", "template", "sampler", "thinking"],
@@ -21,9 +21,12 @@ ROWS = [
     ["page_cache", "reading_order"],
     ["arena", "nodes", "weights", "prefetch", "weight_reader", "weights_cache", "random_weights"],
     ["engine"],
-    ["loading", "synthetic"],
+    ["planning", "loading", "synthetic"],
+    ["kernel_rates", "verb_rates", "cpu_rates", "gpu_rates", "disk_rate", "probe"],
     ["terminal", "progress", "prompt", "conversation", "generate", "chat", "perplexity", "reference", "evaluate"],
-    ["parts", "peer", "contest", "extrapolate", "bench"],
+    ["prediction", "parts", "peer", "contest", "extrapolate", "bench"],
+    ["plan_request", "plan_report", "plan_page"],
+    ["kernel_references", "kernel_checks", "system", "environment", "doctor_kernels", "doctor"],
 ]
 ONLY_IN = {"numba": "cpu_kernels", "llvmlite": "cpu_kernels", "triton": "gpu_kernels", "typer": "cli"}
 

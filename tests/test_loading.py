@@ -20,6 +20,8 @@ from hetero.arena import plan
 from hetero.config import ModelConfig
 from hetero.errors import FileError, RequestError, ResourceError
 from hetero.gguf import GGUFFile, open_gguf
+from hetero.planning import plan_to_run
+from hetero.sizes import format_size
 from hetero.weights_cache import HEADER_BYTES, Busy, WeightsCache
 from tests.model_files import write
 from tests.model_shapes import SHAPES
@@ -78,27 +80,73 @@ def test_weights_in_memory_need_the_file_no_more(model_file, tmp_path: Path) -> 
 # What is chosen
 
 
-def test_a_model_beyond_free_memory_stays_in_the_file(model_file, monkeypatch) -> None:
-    monkeypatch.setattr(hetero.loading, "free_memory", lambda: 300 << 20)
-    notices: list[str] = []
-    assert answer(model_file("tiny", "Q4_K"), notices)[1] == {"gguf"}
+@pytest.fixture
+def free(monkeypatch) -> Callable[[Path, int], int]:
+    """free(path, more): so many bytes more than the model needs are free, and that is returned."""
+
+    def set_free(path: Path, more: int) -> int:
+        monkeypatch.setattr("hetero.planning.free_memory", lambda: 1 << 40)
+        with open_gguf(path) as file:
+            config = ModelConfig.from_gguf(file)
+            planned = plan_to_run(file, config, RunConfig(context=128, threads=2))
+        assert planned.plan.mode == "resident"
+        size = planned.needed_bytes + more
+        monkeypatch.setattr("hetero.planning.free_memory", lambda: size)
+        return size
+
+    return set_free
+
+
+def test_a_model_beyond_free_memory_stays_in_the_file(model_file, free) -> None:
+    path, notices = model_file("tiny", "Q4_K"), list[str]()
+    size = format_size(free(path, -1_000_000))
+    assert answer(path, notices)[1] == {"gguf"}
     (notice,) = notices
-    assert notice.startswith("weights stay in the file (mmap): 5") and "do not fit in 300.00 MiB of free" in notice
-    assert answer(model_file("tiny", "Q4_K"), notices, mmap=True)[1] == {"gguf"}
+    assert re.fullmatch(rf"weights stay in the file \(mmap\): 5\d\d.* MiB do not fit in {size} of free memory", notice)
+    assert answer(path, notices, mmap=True)[1] == {"gguf"}
     assert len(notices) == 1, "who asks for it needs no reason"
 
 
-def test_a_model_beyond_free_memory_is_not_read_into_it(model_file, monkeypatch) -> None:
-    monkeypatch.setattr(hetero.loading, "free_memory", lambda: 300 << 20)
+def test_a_limit_on_memory_is_kept(model_file, free) -> None:
+    path, notices = model_file("tiny", "Q4_K"), list[str]()
+    size = free(path, 4096)
+    assert answer(path, notices, memory=size)[1] == {"x16"} and notices == []
+    assert answer(path, notices, memory=size - 1_000_000)[1] == {"gguf"}
+    assert "do not fit in " + format_size(size - 1_000_000) in notices[0]
+
+
+def test_what_is_planned_to_lie_on_the_disk_is_not_read_ahead(model_file, free, monkeypatch) -> None:
+    path, asked = model_file("tiny", "Q4_K"), list[Any]()
+    monkeypatch.setattr(hetero.loading, "prefetch", lambda ranges: asked.extend(ranges))
+    with open_gguf(path) as file:
+        experts = {(t.offset, t.nbytes) for name, t in file.tensors.items() if "_exps" in name}
+        others = {(t.offset, t.nbytes) for name, t in file.tensors.items() if "_exps" not in name}
+    free(path, -1_000_000)
+    answer(path)
+    assert {item[1:] for item in asked} == others
+    free(path, 4096)
+    answer(path, mmap=True)
+    assert {item[1:] for item in asked} == others | experts
+
+
+def test_a_model_beyond_free_memory_is_not_read_into_it(model_file, free, monkeypatch) -> None:
+    free(model_file("tiny", "Q4_K"), -1_000_000)
     monkeypatch.setattr("cpu_kernels.Pool", None)  # refused before anything begins
-    with pytest.raises(ResourceError, match=r"need 5\d\d.* MiB; 300\.00 MiB of memory are free; leave out --no-mmap"):
-        load(model_file("tiny", "Q4_K"), RunConfig(mmap=False))
+    with pytest.raises(ResourceError, match=r"need 0\.5 GiB of DRAM; 0\.5 GiB may be used; .*leave out --no-mmap"):
+        load(model_file("tiny", "Q4_K"), RunConfig(context=128, threads=2, mmap=False))
 
 
-def test_a_model_that_fits_is_read(model_file, monkeypatch) -> None:
-    monkeypatch.setattr(hetero.loading, "free_memory", lambda: 700 << 20)
-    notices: list[str] = []
-    assert answer(model_file("tiny", "Q4_K"), notices)[1] == {"x16"} and notices == []
+def test_without_memory_for_the_cache_nothing_begins(model_file, monkeypatch) -> None:
+    monkeypatch.setattr("hetero.planning.free_memory", lambda: 300 << 20)
+    monkeypatch.setattr("cpu_kernels.Pool", None)
+    with pytest.raises(ResourceError, match=r"the cache for 1 x 128 tokens in f16 and working memory need 0\.5 GiB"):
+        load(model_file("tiny", "Q4_K"), RunConfig(context=128, threads=2))
+
+
+def test_a_model_that_fits_is_read(model_file, free) -> None:
+    path, notices = model_file("tiny", "Q4_K"), list[str]()
+    free(path, 4096)
+    assert answer(path, notices)[1] == {"x16"} and notices == []
 
 
 def test_progress_counts_bytes(model_file) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,16 +10,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import hetero.random_weights
 import hetero.synthetic
 from cli import app
-from cpu_kernels import SUPPORTED, Matrix, Pool, dequantize
+from cpu_kernels import SUPPORTED, Matrix, Pool, dequantize, topology
 from hetero import RunConfig, demo
+from hetero.arena import Slot, arena_bytes, arrange, place
 from hetero.bench import Bench, describe, run_bench
 from hetero.engine import Engine
 from hetero.errors import HeteroError, RequestError, ResourceError, UnsupportedError
 from hetero.extrapolate import PassTimes, extrapolated, whole_pass
 from hetero.known_models import Router
-from hetero.random_weights import PERIOD_BYTES, UNIT_BYTES, kind_of, random_rows
+from hetero.random_weights import PERIOD_BYTES, UNIT_BYTES, PatternFile, PatternReader, kind_of, random_rows
 from hetero.synthetic import PATTERNS_BYTES, Routing, Slice, active_bytes, load_slice, make_slice, slice_report
 from hetero.terminal import Screen
 from placement.model import Dimensions
@@ -91,6 +94,43 @@ def test_tensors_in_memory_hold_what_they_should(engine: Engine) -> None:
         for matrix_values in values.reshape(-1, *values.shape[-2:]):
             key = matrix_values.tobytes()[:1024]
             assert seen.setdefault(key, name) is name and list(seen).count(key) == 1, (name, seen[key])
+
+
+def test_matrices_in_memory_are_the_rows_of_their_patterns() -> None:
+    """Also where a matrix is longer than the pattern, or begins in its middle: 17 rows of 96 values, over and over."""
+    shapes = {
+        "blk.0.attn_output.weight": (48, 96),
+        "blk.1.attn_output.weight": (3, 16, 96),
+        "output_norm.weight": (96,),
+    }
+    with Pool(2) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hetero.random_weights, "PERIOD_BYTES", 17 * 102)
+        file = PatternFile(
+            "made", ((name, "F32" if "_norm" in name else "Q8_0", shapes[name]) for name in shapes), pool
+        )
+        slots = arrange([Slot(t.name, t, "gguf" if "_norm" in t.name else "x16") for t in file.tensors.values()])
+        arena = np.empty(arena_bytes(slots), np.uint8)
+        for _ in PatternReader(file, slots, pool, kept=0).fill(arena, lambda *event: None):
+            pass
+        pattern = np.frombuffer(os.pread(file.descriptor, 17 * 102, file.starts[0]), np.uint8).reshape(17, 102)
+        file.close()
+        matrices = list(place(slots, arena).values())[:2]
+        made = [dequantize(pool, Matrix.x16(t.data, "Q8_0", t.shape[-2], 96)) for t in matrices]
+    rows = np.concatenate([values.reshape(-1, 96) for values in made])
+    assert np.array_equal(rows, np.resize(values_of(pattern, "Q8_0"), (96, 96)))
+
+
+@pytest.mark.parametrize("quantization", ["q8_0", "q4_k_m"])
+def test_weights_are_the_same_on_two_nodes(quantization: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, logits, lines = RunConfig(context=64, threads=2), list[np.ndarray](), list[str]()
+    for nodes in (1, 2):
+        node = topology.Node(0, tuple(sorted(os.sched_getaffinity(0))), 0)
+        monkeypatch.setattr(topology, "nodes", lambda nodes=nodes, node=node: (node,) * nodes)
+        engine = load_slice(make_slice(f"small:{quantization}", 2, run, 64), run, notice=lines.append)
+        logits.append(engine.logits([3, 1, 4, 1, 5, 9, 2, 6]))
+        engine.close()
+    np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=2e-2 * np.abs(logits[0]).max())
+    assert len(lines) == 1 and "2 NUMA nodes" in lines[0]
 
 
 def test_the_model_computes_something_sensible(engine: Engine) -> None:

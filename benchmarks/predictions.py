@@ -1,0 +1,213 @@
+"""Predicted beside measured: decoding after 0 and 4096 tokens, prompts of 64 and 512, of whole models and slices.
+
+    python -m benchmarks.predictions [--lite FILE] [--slice FILE] [--cases lite,deepseek-v3:q2_k/1]
+
+Each model is loaded once. Then the kernels that it uses are probed (hetero.cpu_rates: on weights of their own, in
+matrices of their own size, never a layer of the model) and its speeds are measured, in turns, because a shared machine
+drifts, within seconds by a factor of two. Each measurement is compared with what follows from the probes around it, up
+to AROUND on each side: of each of their figures the median. What counts is the median of the rounds' ratios of
+predicted to measured tokens/s. Measured are medians too: of the decoded tokens, of
+REPEATED short prompts. For decoding after 4096 tokens the cache is filled with random values, not by a prompt.
+
+A name with a slash is a synthetic model: a preset, and how many of its layers with experts (hetero.synthetic).
+The table goes to stderr, one JSON document comes last, on stdout.
+"""
+
+import argparse
+import json
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from benchmarks.options import names, parser
+from benchmarks.setting import setting
+from cpu_kernels import write_cache
+from hetero import RunConfig, load
+from hetero.cpu_rates import measure_cpu
+from hetero.engine import Engine
+from hetero.planning import model_of
+from hetero.probe import machine, read_bandwidth
+from hetero.sampler import Sampling
+from hetero.stopwatch import Stopwatch
+from hetero.synthetic import load_slice, make_slice
+from placement import Machine, Memory, Model, Predictor, Settings
+from placement.plan import DecodeSpeed, Placed, PrefillSpeed
+from placement.work import Layout
+
+FILES = ("lite", "slice")
+PRESETS = {"q2_k": (1, 2, 3), "q4_k_m": (1, 2), "q8_0": (1,)}
+CASES = (*FILES, *(f"deepseek-v3:{type}/{layers}" for type, counts in PRESETS.items() for layers in counts))
+DEPTHS, PROMPTS, DECODED, CONTEXT = (0, 4096), (64, 512), 8, 4160
+ENOUGH = 1 << 45  # bytes of a memory that is never the limit
+LIMIT = 0.15
+AROUND = 2  # probes
+REPEATED = {64: 3}  # prompts
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, all of it beside the CPU."""
+
+    engine: Engine
+    model: Model
+    placed: tuple[Placed, ...]
+
+    @classmethod
+    def of(cls, engine: Engine, model: Model) -> "Loaded":
+        return cls(engine, model, tuple(Placed(t.name, "node0", t.nbytes) for t in model.tensors))
+
+    def probed(self, stopwatch: Stopwatch) -> Machine:
+        """Every kernel that the model uses."""
+        pool, kv = self.engine.pool, self.engine.run.kv
+        wanted = {(kind.verb, kind.type) for kind in Layout(self.model, self.placed).products}
+        cpu = measure_cpu(pool, stopwatch, "", wanted, [kv])
+        return Machine("", True, (Memory("node0", "dram", ENOUGH, read_bandwidth(pool)),), (), (cpu,))
+
+    def predictor(self, machine: Machine) -> Predictor:
+        settings = Settings(context=CONTEXT, kv=self.engine.run.kv, threads=self.engine.pool.threads)
+        return Predictor(self.model, machine, settings, self.placed)
+
+    def fill_cache(self) -> None:
+        rng, cache = np.random.default_rng(0), self.engine.cache
+        config, slots = self.engine.config, np.arange(max(DEPTHS))
+        for layer in cache.layers:
+            latent, key = (
+                rng.standard_normal((len(slots), width), np.float32)
+                for width in (config.kv_lora_rank, config.rope.dimension)
+            )
+            write_cache(self.engine.pool, layer, latent, key, slots)
+
+    def decode(self, ids: list[int], depth: int) -> float:
+        """Tokens/s: DECODED tokens after `depth` and one more."""
+        self.engine.forget()
+        self.engine.cache.extend(0, ids[:depth])
+        times = []
+        for _ in self.engine.generate(ids[: depth + 1], Sampling(temperature=0.0, max_tokens=DECODED + 1), ()):
+            times.append(perf_counter())
+        return 1 / median(after - before for before, after in pairwise(times))
+
+    def prefill(self, ids: list[int]) -> float:
+        speeds = []
+        for _ in range(REPEATED.get(len(ids), 1)):
+            self.engine.forget()
+            for _ in self.engine.generate(ids, Sampling(temperature=0.0, max_tokens=1), ()):
+                pass
+            speeds.append(self.engine.telemetry.prompt_tokens_per_second)
+        return median(speeds)
+
+
+def loaded(case: str, options: argparse.Namespace) -> Loaded:
+    run = RunConfig(context=CONTEXT, threads=options.threads, kv=options.kv)
+    if case in FILES:
+        engine, _ = load(getattr(options, case), run)
+        return Loaded.of(engine, model_of(engine.file, engine.config))
+    name, _, layers = case.rpartition("/")
+    made = make_slice(name, int(layers), run, CONTEXT)
+    return Loaded.of(load_slice(made, run), made.model)
+
+
+Speeds = dict[str, float]  # tokens/s of each figure
+
+
+def predicted(speed: Predictor) -> tuple[Speeds, dict[str, dict[str, float]]]:
+    """And the seconds of the parts."""
+    decode = {f"decode at {depth}": speed.decode(depth + 1 + DECODED // 2) for depth in DEPTHS}
+    prefill = {f"prefill {tokens}": speed.prefill(tokens) for tokens in PROMPTS}
+    every: dict[str, DecodeSpeed | PrefillSpeed] = {**decode, **prefill}
+    parts = {name: {part.part: part.seconds for part in found.parts} for name, found in every.items()}
+    return {name: found.tokens_per_second for name, found in every.items()}, parts
+
+
+def measured(there: Loaded, ids: list[int]) -> Speeds:
+    decode = {f"decode at {depth}": there.decode(ids, depth) for depth in DEPTHS}
+    return decode | {f"prefill {tokens}": there.prefill(ids[:tokens]) for tokens in PROMPTS}
+
+
+def rounds(there: Loaded, options: argparse.Namespace) -> list[dict]:
+    ids = np.random.default_rng(0).integers(0, there.engine.config.vocab_size, CONTEXT).tolist()
+    there.fill_cache()
+    measured(there, ids)  # what is allocated or touched for the first time
+    stopwatch = Stopwatch(options.seconds)
+    probes, speeds = [there.probed(stopwatch)], list[Speeds]()
+    for _ in range(options.rounds):
+        speeds.append(measured(there, ids))
+        probes.append(there.probed(stopwatch))
+        print("  ".join(f"{name} {one:.1f}" for name, one in speeds[-1].items()), file=sys.stderr, flush=True)
+    found = []
+    for i, speed in enumerate(speeds):
+        expected, parts = predicted(there.predictor(typical(probes[max(0, i + 1 - AROUND) : i + 1 + AROUND])))
+        found.append({"predicted": expected, "measured": speed, "parts": parts})
+    return found
+
+
+def typical(machines: list[Machine]) -> Machine:
+    """The median of each of their figures."""
+    return Machine.from_json(_typical([machine.to_json() for machine in machines]))
+
+
+def _typical(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _typical([value[key] for value in values]) for key in first}
+    if isinstance(first, list):
+        return [_typical(list(items)) for items in zip(*values, strict=True)]
+    return median(values) if isinstance(first, float) else first
+
+
+def results(case: str, series: list[dict]) -> list[dict]:
+    """A row for each figure."""
+    found = []
+    for name in series[0]["measured"]:
+        pairs = [(one["predicted"][name], one["measured"][name]) for one in series]
+        ratios = [ours / theirs for ours, theirs in pairs]
+        row = {
+            "case": case,
+            "figure": name,
+            "predicted": median(ours for ours, _ in pairs),
+            "measured": median(theirs for _, theirs in pairs),
+            "ratio": median(ratios),
+            "within": abs(median(ratios) - 1) <= LIMIT,
+            "ratios": ratios,
+            "seconds_by_part": series[-1]["parts"][name],
+        }
+        print(
+            f"{case:<24}{name:<16}predicted{row['predicted']:9.2f}  measured{row['measured']:9.2f} tok/s"
+            f"  ratio {row['ratio']:.2f}  ({' '.join(f'{ratio:.2f}' for ratio in ratios)})",
+            file=sys.stderr,
+            flush=True,
+        )
+        found.append(row)
+    return found
+
+
+def measure(case: str, options: argparse.Namespace) -> list[dict]:
+    started = perf_counter()
+    there = loaded(case, options)
+    with closing(there.engine):
+        series = rounds(there, options)
+    print(f"{case:<24}{perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    return results(case, series)
+
+
+def main() -> None:
+    arguments = parser(__doc__, seconds=0.02)
+    arguments.add_argument("--cases", type=names, default=list(CASES), help=", ".join(CASES))
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--kv", default="f16")
+    for name in FILES:
+        arguments.add_argument(f"--{name}", metavar="FILE", default=f"{name}.gguf")
+    options = arguments.parse_args()
+    rows = [row for case in options.cases for row in measure(case, options)]
+    print(
+        json.dumps({"threads": options.threads, "kv": options.kv, "machine": machine(), "results": rows, **setting()})
+    )
+
+
+if __name__ == "__main__":
+    main()

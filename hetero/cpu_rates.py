@@ -1,0 +1,42 @@
+"""The CPU as the planner sees it: rates of all kernels, measured, of which those that are known already are kept."""
+
+from collections.abc import Iterable
+
+from cpu_kernels import Pool
+from hetero.kernel_rates import KernelRates, Verb
+from hetero.stopwatch import Stopwatch
+from hetero.verb_rates import KV, AttentionRates, verb_rates
+from placement.machine import CPU, Processor
+
+Wanted = tuple[Verb, str]  # and a type of weights
+ROUTER = "F32"  # and no other matrices: these are products only
+
+
+def rates_for(types: Iterable[str]) -> set[Wanted]:
+    """All that weights of these types can be needed for."""
+    verbs: tuple[Verb, ...] = ("linear", "heads", "experts")
+    return {(verb, type) for type in {*types, ROUTER} for verb in (verbs[:1] if type == ROUTER else verbs)}
+
+
+def measure_cpu(
+    pool: Pool,
+    stopwatch: Stopwatch,
+    description: str,
+    wanted: Iterable[Wanted],
+    kv: Iterable[KV],
+    known: Processor | None = None,
+) -> Processor:
+    """`known`: measured before, with other types."""
+    linear = {(rate.verb, rate.type): rate for rate in known.linear} if known else {}
+    attention = {rate.kv: rate for rate in known.attention} if known else {}
+    missing = sorted({(type, verb) for verb, type in wanted if (verb, type) not in linear})
+    missing_kv = [kv for kv in dict.fromkeys(kv) if kv not in attention]
+    verbs = known.verbs if known else verb_rates(pool, stopwatch)
+    if missing_kv:
+        rates = AttentionRates(pool, stopwatch)
+        attention |= {kv: rates.rate(kv) for kv in missing_kv}
+        del rates
+    if missing:
+        kernels = KernelRates(pool, stopwatch)
+        linear |= {(verb, type): kernels.rate(verb, type) for type, verb in missing}
+    return Processor(CPU, description, pool.threads, tuple(linear.values()), tuple(attention.values()), verbs)

@@ -1,0 +1,175 @@
+"""`hetero plan`: what is asked for, and the plan that answers it. Nothing is loaded: a header or a preset is enough."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from hetero.config import CONTEXT_LIMIT, ModelConfig
+from hetero.errors import HeteroError, RequestError
+from hetero.free_memory import free_memory
+from hetero.gguf import open_gguf
+from hetero.planning import (
+    Planned,
+    check_agreement,
+    chosen_threads,
+    model_of,
+    read_document,
+    refusals,
+    this_machine,
+)
+from hetero.sizes import format_size
+from hetero.tensors import check_tensors
+from placement import Description, Machine, Model, Plan, Settings, describe, make_plan, preset, replan
+from placement.presets import note
+
+# Any of these describes another machine; its memory is then --memory, and its GPU's --gpu-memory
+DESCRIBING = ("gpu", "socket", "sockets", "cores", "memory_bandwidth", "pcie", "disk_bandwidth")
+SETTINGS = ("context", "sequences", "kv", "threads", "device", "memory", "gpu_memory", "mmap", "gpu_experts")
+
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """The same names as the flags; None: not given."""
+
+    model: str | None = None  # path of a GGUF
+    preset: str | None = None
+    plan: str | None = None
+    context: int | None = None
+    sequences: int | None = None
+    kv: Literal["f32", "f16", "q8_0"] | None = None
+    threads: int | None = None
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    memory: int | None = None
+    gpu_memory: int | None = None
+    mmap: bool | None = None
+    gpu_experts: int | None = None
+    expert_counts: str | None = None
+    gpu: str | None = None
+    socket: str | None = None
+    sockets: int | None = None
+    cores: int | None = None
+    memory_bandwidth: int | None = None
+    pcie: str | None = None
+    disk_bandwidth: int | None = None
+    refresh: bool = False
+
+    def given(self, *names: str) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def described(self) -> dict[str, Any]:
+        return self.given(*DESCRIBING)
+
+
+def run_plan(request: PlanRequest, notice: Notice = lambda sentence: None) -> Planned:
+    """Raises FileError, UnsupportedError (the file), ResourceError (it does not fit), RequestError."""
+    model, notes = asked_model(request)
+    settings = request.given(*SETTINGS)
+    if request.described:
+        if request.refresh:
+            raise RequestError("--refresh for a described machine", "nothing is measured of it", "leave it out")
+        machine = described_machine(request)
+        settings = {name: value for name, value in settings.items() if name not in ("memory", "gpu_memory")}
+    else:
+        machine = measured_machine(request, model, notice)
+        settings = {"threads": chosen_threads(None), "device": "cpu"} | settings  # as a load has them
+        if machine.vram is not None and request.device is None:
+            notes.append("no GPU support in this version: planned without the GPU; --device auto plans with it")
+    if request.expert_counts is not None:
+        settings["expert_counts"] = read_expert_counts(request.expert_counts, model)
+    plan = _edited(request, model, machine) if request.plan is not None else _made(model, machine, settings)
+    return Planned(plan, model, machine, (*notes, *machine.notes))
+
+
+def _made(model: Model, machine: Machine, settings: dict[str, Any]) -> Plan:
+    if not 0 < settings.get("context", 1) <= CONTEXT_LIMIT:
+        raise RequestError(f"--context {settings['context']}", f"1 to {CONTEXT_LIMIT:,}", "change it")
+    with refusals():
+        return make_plan(model, machine, Settings(**settings))
+
+
+def _edited(request: PlanRequest, model: Model, machine: Machine) -> Plan:
+    path = str(request.plan)
+    if request.expert_counts is not None:
+        raise RequestError("--expert-counts with --plan", "a plan has its own", "leave out one of them")
+    document = read_document(path)
+    with refusals(path):
+        plan = replan(document, model, machine)
+    limits = () if request.described else ("memory", "gpu_memory")
+    check_agreement(path, plan, request.given("context", "sequences", "kv", "threads", "mmap", "gpu_experts", *limits))
+    return plan
+
+
+def asked_model(request: PlanRequest) -> tuple[Model, list[str]]:
+    """And what people should know of it."""
+    if request.preset is not None:
+        if request.model is not None:
+            raise RequestError(f"{request.model} with --preset", "one model is planned", "leave out one of them")
+        with refusals():
+            remark = note(request.preset)
+            return preset(request.preset), [f"{request.preset}: {remark}"] if remark else []
+    if request.model is None:
+        raise RequestError("no model", "a GGUF file, or --preset deepseek-v3:q4_k_m", "name one")
+    from cpu_kernels import SUPPORTED
+
+    with open_gguf(request.model) as file:
+        config = ModelConfig.from_gguf(file)
+        model = model_of(file, config)
+        try:
+            check_tensors(file, config, SUPPORTED)
+        except HeteroError as error:
+            return model, [f"hetero cannot run this file: {error}"]
+    return model, []
+
+
+def described_machine(request: PlanRequest) -> Machine:
+    flags = ", ".join("--" + name.replace("_", "-") for name in request.described)
+    if request.memory is None:
+        limit = "a machine is described by its memory, too"
+        raise RequestError(f"{flags} without --memory", limit, "add it, as --memory 384GiB")
+    for name in ("pcie", "gpu_memory"):
+        if request.gpu is None and getattr(request, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise RequestError(f"{flag} without --gpu", "the machine is described without one", "add --gpu rtx-4090")
+    names = {field.name for field in fields(Description)} & {*DESCRIBING, "memory", "gpu_memory"}
+    with refusals():
+        return describe(Description(**request.given(*names)))
+
+
+def measured_machine(request: PlanRequest, model: Model, notice: Notice) -> Machine:
+    """This one, measured if it was not before; with the memory that is free now."""
+    free = free_memory()
+    if request.memory is not None and request.memory > free:
+        found = f"--memory {format_size(request.memory)}"
+        remedy = "describe another machine: add --memory-bandwidth 460GB/s, or --socket epyc-genoa"
+        raise RequestError(found, f"{format_size(free)} are free here", remedy)
+    from cpu_kernels import SUPPORTED
+    from hetero.probe import probe, weight_types
+
+    threads, kv, types = chosen_threads(request.threads), request.kv or "f16", weight_types(model) & SUPPORTED
+    machine = this_machine(threads, request.model)
+    known = {rate.type for rate in machine.cpu.linear} if machine.measured else set()
+    if request.refresh or not types <= known or kv not in {rate.kv for rate in machine.cpu.attention}:
+        notice("measuring this machine, which is kept for later: about a second for each type of weights")
+        machine = probe(threads, types, kv=[kv], path=request.model, refresh=request.refresh)
+    if machine.vram is None and request.gpu_memory is not None:
+        raise RequestError("--gpu-memory", "no GPU is used here", "describe one: add --gpu rtx-4090 and --memory")
+    return machine
+
+
+def read_expert_counts(path: str, model: Model) -> tuple[tuple[int, ...], ...]:
+    """How often each expert of each layer was chosen, as `hetero eval --expert-counts` writes it."""
+    document = read_document(path)
+    counts = document.get("counts") if isinstance(document, dict) else None
+    rows: list[Any] = counts if isinstance(counts, list) else [None]
+    if not all(isinstance(row, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in row) for row in rows):
+        limit = "needed is counts[layer][expert], integers, 0 or more"
+        raise RequestError(f"{path} holds no expert counts", limit, "write it with hetero eval --expert-counts FILE")
+    first, dense = document.get("first_layer"), model.dimensions.dense_layers
+    if first != dense:
+        limit = f"those of {model.name} begin at layer {dense}"
+        raise RequestError(f"{path}: first_layer = {first!r:.20}", limit, "count the experts of this very model")
+    return tuple(tuple(row) for row in rows)

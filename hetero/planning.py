@@ -1,0 +1,241 @@
+"""From a file and a machine to a plan: what `hetero plan` shows is what `hetero.load` carries out."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hetero.config import ModelConfig, RunConfig
+from hetero.errors import RequestError, ResourceError, UnsupportedError
+from hetero.free_memory import free_memory
+from hetero.gguf import GGUFFile
+from hetero.saved_machine import fingerprint, read
+from hetero.sizes import format_size
+from placement import (
+    Description,
+    Dimensions,
+    DoesNotFit,
+    Machine,
+    Model,
+    PlacementError,
+    Plan,
+    Settings,
+    Tensor,
+    describe,
+    make_plan,
+    replan,
+)
+from placement.arrange import NOT_LOADED
+from placement.known_parts import SYSTEM
+from placement.machine import DISK, GPU
+from placement.plan import MemoryUse
+
+CORE_BANDWIDTH = 12e9  # bytes/s that a core of a machine nobody measured is taken to read
+UNEVEN = 0.1  # of a tensor's bytes: a plan that differs by more from the runtime's shares of the nodes is refused
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, of what, on what. `notes`: sentences for people."""
+
+    plan: Plan
+    model: Model
+    machine: Machine
+    notes: tuple[str, ...] = ()
+
+    @property
+    def context(self) -> int:
+        assert self.plan.settings.context is not None, "the settings of a plan are resolved"
+        return self.plan.settings.context
+
+    @cached_property
+    def on_disk(self) -> set[str]:
+        """Tensors of which the plan leaves bytes to the disk, those aside that no pass reads."""
+        unread = {tensor.name for part in NOT_LOADED for tensor in self.model.by_part[part]}
+        return {one.name for one in self.plan.tensors if one.place == DISK} - unread
+
+    @property
+    def needed_bytes(self) -> int:
+        """Of DRAM, to hold everything that is not on a GPU: weights, cache, working memory."""
+        left = sum(one.bytes for one in self.plan.tensors if one.place == DISK and one.name in self.on_disk)
+        return left + sum(use.weight_bytes + use.kv_bytes + use.buffer_bytes for use in self.dram)
+
+    @property
+    def dram_bytes(self) -> int:
+        """That may be used."""
+        return sum(use.bytes for use in self.dram)
+
+    @property
+    def dram(self) -> list[MemoryUse]:
+        names = {node.name for node in self.machine.nodes}
+        return [use for use in self.plan.memories if use.name in names]
+
+
+@contextmanager
+def refusals(source: str = "") -> Iterator[None]:
+    """What placement refuses, as the runtime's errors. `source`: the file that it is about."""
+    try:
+        yield
+    except PlacementError as error:
+        kind = ResourceError if isinstance(error, DoesNotFit) else RequestError
+        found = f"{source}: {error.found}" if source else error.found
+        raise kind(found, error.limit, error.remedy) from None
+
+
+def model_of(file: GGUFFile, config: ModelConfig) -> Model:
+    """From the header alone."""
+    dimensions = Dimensions(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        layers=config.layers,
+        dense_layers=config.dense_layers,
+        nextn_layers=config.nextn_layers,
+        heads=config.heads,
+        q_lora_rank=config.q_lora_rank,
+        kv_lora_rank=config.kv_lora_rank,
+        nope_dim=config.nope_dim,
+        rope_dim=config.rope.dimension,
+        value_dim=config.value_dim,
+        intermediate_size=config.intermediate_size,
+        expert_intermediate_size=config.expert_intermediate_size,
+        experts=config.experts,
+        experts_used=config.experts_used,
+        shared_experts=config.shared_experts,
+        context_length=config.context_length,
+    )
+    tensors = (Tensor(t.name, t.type, t.shape, t.nbytes) for t in file.tensors.values())
+    return Model(config.name, dimensions, tuple(tensors))
+
+
+def chosen_threads(threads: int | None) -> int:
+    """None: one per physical core that this process may use."""
+    from cpu_kernels.topology import TooManyThreads, choose_threads
+
+    try:
+        return choose_threads(threads)
+    except TooManyThreads as error:
+        raise RequestError(error.found, error.limit, error.remedy) from None
+
+
+def unmeasured_machine() -> Machine:
+    """This one: its memory is known, its speed is not. Enough to say what fits."""
+    from cpu_kernels.topology import nodes
+
+    threads, there = chosen_threads(None), [node for node in nodes() if node.cpus]
+    bandwidth = CORE_BANDWIDTH * threads
+    machine = describe(Description(2 * SYSTEM, memory_bandwidth=bandwidth, sockets=len(there), cores=threads))
+    sizes = [node.memory_bytes or 1 for node in there]
+    memories = [replace(m, bytes=size) for m, size in zip(machine.nodes, sizes, strict=True)]
+    memories += [memory for memory in machine.memories if memory.kind != "dram"]
+    notes = ("this machine was not measured: speeds are expectations",)
+    return replace(machine, name=f"this machine, {threads} threads", memories=tuple(memories), notes=notes)
+
+
+def with_free_memory(machine: Machine, free: int) -> Machine:
+    """Its nodes with as much memory as is free now, in the proportion of their sizes."""
+    total = max(machine.dram_bytes, 1)
+    memories = (replace(m, bytes=m.bytes * free // total) if m.kind == "dram" else m for m in machine.memories)
+    return replace(machine, memories=tuple(memories))
+
+
+def this_machine(threads: int | None = None, path: str | Path | None = None) -> Machine:
+    """As hetero.probe measured it last with so many threads, if it did; with the memory that is free now. `path`: on
+    its disk. Measures nothing."""
+    saved, unmeasured = read(fingerprint(chosen_threads(threads))), unmeasured_machine()
+    machine = with_free_memory(saved.machine if saved else unmeasured, free_memory())
+    if saved is None:
+        return machine
+    assert unmeasured.disk is not None, "a described machine has a disk"
+    rate = dict(saved.disks).get(f"{os.stat(path).st_dev:x}") if path is not None else None
+    disk = replace(unmeasured.disk, read_bandwidth=rate or unmeasured.disk.read_bandwidth)
+    return replace(machine, memories=(*machine.memories, disk))
+
+
+def plan_to_run(file: GGUFFile, config: ModelConfig, run: RunConfig) -> Planned:
+    """What `hetero.load` carries out. Raises ResourceError, RequestError, UnsupportedError."""
+    model, machine = model_of(file, config), this_machine(run.threads, file.paths[0])
+    mmap = True if run.weights_cache is not None else run.mmap
+    if run.plan is None:
+        settings = Settings(
+            context=run.context,
+            sequences=run.sequences,
+            kv=run.kv,
+            threads=chosen_threads(run.threads),
+            device="cpu",
+            memory=run.memory,
+            mmap=mmap,
+        )
+        with refusals():
+            return Planned(make_plan(model, machine, settings), model, machine)
+    document = read_document(run.plan)
+    with refusals(run.plan):
+        _refuse_gpu(run.plan, Plan.from_json(document))
+        plan = replan(document, model, machine)
+    given = {"sequences": run.sequences, "kv": run.kv, "threads": run.threads, "memory": run.memory}
+    check_agreement(run.plan, plan, given | {"mmap": mmap})
+    planned = Planned(plan, model, machine)
+    if run.context is not None and run.context > planned.context:
+        limit = f"{run.plan} promises {planned.context}"
+        raise RequestError(f"a context of {run.context} tokens", limit, "lower --context, or make a plan for it")
+    try:
+        chosen_threads(plan.threads)
+    except RequestError as error:
+        raise RequestError(f"{run.plan}: {error.found}", error.limit, "correct its settings.threads") from None
+    _refuse_moved_rows(run.plan, planned)
+    return planned
+
+
+def read_document(path: str) -> Any:
+    """The JSON document in a file."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}", "", "check the path") from None
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is no JSON document: {error!s:.80}", "", "write it anew") from None
+
+
+def check_agreement(path: str, plan: Plan, given: Mapping[str, Any]) -> None:
+    """Settings that were given beside an edited plan must be the plan's; None was not given."""
+    settings = plan.settings.to_json() | {"mmap": plan.mode == "mmap"}
+    for name, value in given.items():
+        if value is not None and value != settings[name]:
+            flag = name.replace("_", "-")
+            remedy = f"make a plan with that {flag}, or run this one with its own"
+            raise RequestError(f"{flag} = {value} with the plan {path}", f"it has {flag} = {settings[name]}", remedy)
+
+
+def _refuse_gpu(path: str, plan: Plan) -> None:
+    there = [one for one in plan.tensors if one.place == GPU]
+    if there:
+        found = f"{path} places {format_size(sum(one.bytes for one in there))} of weights on {GPU}"
+        raise UnsupportedError(found, "no GPU support in this version", "make it with hetero plan --device cpu")
+
+
+def _refuse_moved_rows(path: str, planned: Planned) -> None:
+    """Every tensor is cut over the NUMA nodes in the same way (hetero.nodes); a plan cannot change that yet."""
+    names = [node.name for node in planned.machine.nodes]
+    if len(names) == 1:
+        return
+    settings = replace(planned.plan.settings, mmap=None, device="cpu")
+    with refusals():
+        usual = _node_shares(make_plan(planned.model, planned.machine, settings), names)
+    for name, shares in _node_shares(planned.plan, names).items():
+        if any(abs(a - b) > UNEVEN for a, b in zip(shares, usual.get(name, shares), strict=True)):
+            found = f"{path} divides {name} over the NUMA nodes as {' : '.join(f'{share:.2f}' for share in shares)}"
+            limit = f"this version does as {' : '.join(f'{share:.2f}' for share in usual[name])}"
+            raise UnsupportedError(found, limit, "leave the division as hetero plan made it")
+
+
+def _node_shares(plan: Plan, names: list[str]) -> dict[str, list[float]]:
+    """Of what DRAM holds of a tensor, the part of each node; tensors of some size only."""
+    found = {}
+    for name, parts in plan.by_tensor.items():
+        sizes = [sum(one.bytes for one in parts if one.place == node) for node in names]
+        if sum(sizes) > 1 << 16:
+            found[name] = [size / sum(sizes) for size in sizes]
+    return found
