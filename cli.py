@@ -193,6 +193,7 @@ class PlanFlags:
     ] = None
     pcie: Annotated[str | None, Option(metavar="GENxLANES", help="To its GPU, as 4x16.")] = None
     disk_bandwidth: Annotated[int | None, Option(parser=rate, metavar="RATE", help="Its disk's, as 5GB/s.")] = None
+    refresh: Annotated[bool, Option("--refresh", help="Measure this machine anew.")] = False
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:
@@ -314,9 +315,10 @@ def plan(
 ) -> None:
     """Say what fits, and how fast it will be. From a header or a preset, for this machine or another."""
     from hetero.plan_request import PlanRequest, run_plan
+    from hetero.terminal import Screen
 
     path = DEMO if model is None and flags.preset is None else model
-    planned = run_plan(PlanRequest(model=path and _path(path), **vars(flags)))
+    planned = run_plan(PlanRequest(model=path and _path(path), **vars(flags)), Screen().note)
     if html is not None:
         from hetero.plan_page import page
 

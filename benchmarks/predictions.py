@@ -2,10 +2,12 @@
 
     python -m benchmarks.predictions [--lite FILE] [--slice FILE] [--cases lite,deepseek-v3:q2_k/1]
 
-Each model is loaded once. Then rounds: the kernels that it uses are probed (hetero.cpu_rates: on weights of their own,
-in matrices of their own size, never a layer of the model), its speeds are predicted from that alone, and measured,
-within seconds, because a shared machine drifts. What counts is the median of the rounds' ratios of predicted to
-measured tokens/s. For decoding after 4096 tokens the cache is filled with random values, not by a prompt.
+Each model is loaded once. Then the kernels that it uses are probed (hetero.cpu_rates: on weights of their own, in
+matrices of their own size, never a layer of the model) and its speeds are measured, in turns, because a shared machine
+drifts, within seconds by a factor of two. Each measurement is compared with what follows from the probes around it, up
+to AROUND on each side: of each of their figures the median. What counts is the median of the rounds' ratios of
+predicted to measured tokens/s. Measured are medians too: of the decoded tokens, of
+REPEATED short prompts. For decoding after 4096 tokens the cache is filled with random values, not by a prompt.
 
 A name with a slash is a synthetic model: a preset, and how many of its layers with experts (hetero.synthetic).
 The table goes to stderr, one JSON document comes last, on stdout.
@@ -14,11 +16,12 @@ The table goes to stderr, one JSON document comes last, on stdout.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +46,8 @@ CASES = (*FILES, *(f"deepseek-v3:{type}/{layers}" for type, counts in PRESETS.it
 DEPTHS, PROMPTS, DECODED, CONTEXT = (0, 4096), (64, 512), 8, 4160
 ENOUGH = 1 << 45  # bytes of a memory that is never the limit
 LIMIT = 0.15
+AROUND = 2  # probes
+REPEATED = {64: 3}  # prompts
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,9 @@ class Loaded:
         cpu = measure_cpu(pool, stopwatch, "", wanted, [kv])
         return Machine("", True, (Memory("node0", "dram", ENOUGH, read_bandwidth(pool)),), (), (cpu,))
 
-    def predictor(self, stopwatch: Stopwatch) -> Predictor:
+    def predictor(self, machine: Machine) -> Predictor:
         settings = Settings(context=CONTEXT, kv=self.engine.run.kv, threads=self.engine.pool.threads)
-        return Predictor(self.model, self.probed(stopwatch), settings, self.placed)
+        return Predictor(self.model, machine, settings, self.placed)
 
     def fill_cache(self) -> None:
         rng, cache = np.random.default_rng(0), self.engine.cache
@@ -79,20 +84,22 @@ class Loaded:
             write_cache(self.engine.pool, layer, latent, key, slots)
 
     def decode(self, ids: list[int], depth: int) -> float:
-        """Tokens/s of DECODED tokens after `depth` and one more."""
+        """Tokens/s: DECODED tokens after `depth` and one more."""
         self.engine.forget()
         self.engine.cache.extend(0, ids[:depth])
-        self._generate(ids[: depth + 1], DECODED + 1)
-        return self.engine.telemetry.generation_tokens_per_second
+        times = []
+        for _ in self.engine.generate(ids[: depth + 1], Sampling(temperature=0.0, max_tokens=DECODED + 1), ()):
+            times.append(perf_counter())
+        return 1 / median(after - before for before, after in pairwise(times))
 
     def prefill(self, ids: list[int]) -> float:
-        self.engine.forget()
-        self._generate(ids, 1)
-        return self.engine.telemetry.prompt_tokens_per_second
-
-    def _generate(self, ids: list[int], count: int) -> None:
-        for _ in self.engine.generate(ids, Sampling(temperature=0.0, max_tokens=count), ()):
-            pass
+        speeds = []
+        for _ in range(REPEATED.get(len(ids), 1)):
+            self.engine.forget()
+            for _ in self.engine.generate(ids, Sampling(temperature=0.0, max_tokens=1), ()):
+                pass
+            speeds.append(self.engine.telemetry.prompt_tokens_per_second)
+        return median(speeds)
 
 
 def loaded(case: str, options: argparse.Namespace) -> Loaded:
@@ -122,15 +129,35 @@ def measured(there: Loaded, ids: list[int]) -> Speeds:
     return decode | {f"prefill {tokens}": there.prefill(ids[:tokens]) for tokens in PROMPTS}
 
 
-def rounds(there: Loaded, options: argparse.Namespace) -> Iterator[dict]:
+def rounds(there: Loaded, options: argparse.Namespace) -> list[dict]:
     ids = np.random.default_rng(0).integers(0, there.engine.config.vocab_size, CONTEXT).tolist()
     there.fill_cache()
     measured(there, ids)  # what is allocated or touched for the first time
+    stopwatch = Stopwatch(options.seconds)
+    probes, speeds = [there.probed(stopwatch)], list[Speeds]()
     for _ in range(options.rounds):
-        started = perf_counter()
-        expected, parts = predicted(there.predictor(Stopwatch(options.seconds)))
-        probe_seconds = perf_counter() - started
-        yield {"probe_seconds": probe_seconds, "predicted": expected, "measured": measured(there, ids), "parts": parts}
+        speeds.append(measured(there, ids))
+        probes.append(there.probed(stopwatch))
+        print("  ".join(f"{name} {one:.1f}" for name, one in speeds[-1].items()), file=sys.stderr, flush=True)
+    found = []
+    for i, speed in enumerate(speeds):
+        expected, parts = predicted(there.predictor(typical(probes[max(0, i + 1 - AROUND) : i + 1 + AROUND])))
+        found.append({"predicted": expected, "measured": speed, "parts": parts})
+    return found
+
+
+def typical(machines: list[Machine]) -> Machine:
+    """The median of each of their figures."""
+    return Machine.from_json(_typical([machine.to_json() for machine in machines]))
+
+
+def _typical(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _typical([value[key] for value in values]) for key in first}
+    if isinstance(first, list):
+        return [_typical(list(items)) for items in zip(*values, strict=True)]
+    return median(values) if isinstance(first, float) else first
 
 
 def results(case: str, series: list[dict]) -> list[dict]:
@@ -163,14 +190,13 @@ def measure(case: str, options: argparse.Namespace) -> list[dict]:
     started = perf_counter()
     there = loaded(case, options)
     with closing(there.engine):
-        series = list(rounds(there, options))
-    probe = median(one["probe_seconds"] for one in series)
-    print(f"{case:<24}{perf_counter() - started:.0f} s, of which a probe {probe:.1f}", file=sys.stderr, flush=True)
+        series = rounds(there, options)
+    print(f"{case:<24}{perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     return results(case, series)
 
 
 def main() -> None:
-    arguments = parser(__doc__, seconds=0.04)
+    arguments = parser(__doc__, seconds=0.02)
     arguments.add_argument("--cases", type=names, default=list(CASES), help=", ".join(CASES))
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--kv", default="f16")

@@ -168,7 +168,11 @@ class Turns:
                 rounds.parts.append(contestant.ask("parts", context))
 
     def finish(self, name: str, contestant: Here | Apart) -> None:
-        self.rounds[name].facts = contestant.ask("facts")
+        facts = contestant.ask("facts")
+        if name == "hetero":
+            depth = self._what.depth + self._what.generate // 2
+            facts["predicted"] = contestant.ask("predict", depth, self._what.prompt)
+        self.rounds[name].facts = facts
 
 
 def _measure(
@@ -219,8 +223,8 @@ def _document(what: Bench, run: RunConfig, report: dict[str, Any], ours: Rounds)
         "read_bandwidth_bytes_per_second": bandwidth,
         "weight_bytes_per_token": weights,
         "kv_bytes_at_depth": cache,
-        "predicted_prefill_tokens_per_second": None,
-        "predicted_decode_tokens_per_second": None,
+        "predicted_prefill_tokens_per_second": ours.facts["predicted"]["prefill"],
+        "predicted_decode_tokens_per_second": ours.facts["predicted"]["decode"],
         "load_seconds": ours.facts["load_seconds"],
         "peak_resident_bytes": ours.facts["peak_resident_bytes"],
         "parts": {part: median(row[part] for row in ours.parts) for part in PARTS},
@@ -253,19 +257,30 @@ def describe(result: dict[str, Any]) -> str:
         bytes_read += f" and {format_size(result['kv_bytes_at_depth'])} of cache"
     word = "extrapolated" if result["extrapolated_from_layers"] else "measured"
     rounds = f"{result['repeat']} x {result['generated_tokens']} tokens"
+    width = max(len(word), len("predicted"))
     lines = [
         f"decode at depth {result['depth']:,}",
-        f"  {'ceiling':<{len(word)}}  {_speed(ceiling)} tok/s  ({bytes_read} a token, {read})",
-        f"  {word}  {_speed(speed)} tok/s  {speed / ceiling:.0%} of the ceiling; best"
+        f"  {'ceiling':<{width}}  {_speed(ceiling)} tok/s  ({bytes_read} a token, {read})",
+        f"  {word:<{width}}  {_speed(speed)} tok/s  {speed / ceiling:.0%} of the ceiling; best"
         f" {_speed(result['decode_tokens_per_second_best'], 0)} ({rounds})",
-        f"  {'time':<{len(word)}}  {_shares(result['parts'])}",
+        *_predicted(result, "decode", width),
+        f"  {'time':<{width}}  {_shares(result['parts'])}",
         f"prefill of {result['prompt_tokens']:,} tokens",
-        f"  {word}  {_speed(result['prefill_tokens_per_second'])} tok/s  best"
+        f"  {word:<{width}}  {_speed(result['prefill_tokens_per_second'])} tok/s  best"
         f" {_speed(result['prefill_tokens_per_second_best'], 0)}",
+        *_predicted(result, "prefill", width),
         *(describe_slice(result) if "slice" in result else []),
         f"loaded in {result['load_seconds']:.1f} s, peak resident memory {format_size(result['peak_resident_bytes'])}",
     ]
     return "\n".join(lines + _comparison_lines(result))
+
+
+def _predicted(result: dict[str, Any], phase: str, width: int) -> list[str]:
+    """What the planner says, where it does."""
+    speed, measured = result[f"predicted_{phase}_tokens_per_second"], result[f"{phase}_tokens_per_second"]
+    if speed is None:
+        return []
+    return [f"  {'predicted':<{width}}  {_speed(speed)} tok/s  {speed / measured - 1:+.0%} (hetero plan)"]
 
 
 def _speed(tokens_per_second: float, width: int = 10) -> str:

@@ -15,10 +15,13 @@ from hetero.config import RunConfig
 from hetero.errors import ResourceError
 from hetero.parts import time_by_part
 from hetero.peer import LlamaCpp
+from hetero.planning import model_of
+from hetero.prediction import predictor
 from hetero.probe import read_bandwidth, resident_bytes
 from hetero.progress import load_shown
 from hetero.sampler import Sampling
 from hetero.terminal import Screen
+from placement.model import Model
 
 PARTS_STEPS = 5  # decoded tokens that are taken apart; the first is not counted
 
@@ -69,6 +72,18 @@ class Hetero:
         self.decode(ids, 0)
         cache.truncate(0, depth)
         return time_by_part(self.engine, [0] * min(PARTS_STEPS, self.engine.context - depth))
+
+    def predict(self, depth: int, prompt: int) -> dict[str, float | None]:
+        """What the planner says, tokens per second: decoding after so many tokens, and a prompt."""
+        speed = predictor(self.engine, self.model)
+        return {
+            "decode": None if speed is None else speed.decode(depth).tokens_per_second,
+            "prefill": None if speed is None else speed.prefill(prompt).tokens_per_second,
+        }
+
+    @property
+    def model(self) -> Model:
+        return model_of(self.engine.file, self.engine.config)
 
     def facts(self) -> dict[str, Any]:
         return {

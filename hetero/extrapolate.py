@@ -78,6 +78,11 @@ class SyntheticHetero(Hetero):
         self.decoded.append(replace(full, once=full.other - each * layers))
         return full.by_part(self.made.config.dense_layers)
 
+    @property
+    def model(self) -> Model:
+        """The whole one."""
+        return self.made.whole
+
     def _decode_times(self, steps: int, count: int) -> PassTimes:
         """Of the first layers only; the medians of all steps but the first, whose pass is recorded."""
         ids, found = self._random_ids(steps), list[PassTimes]()

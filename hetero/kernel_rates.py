@@ -21,13 +21,14 @@ from hetero.stopwatch import Stopwatch
 from placement.machine import LinearRate
 
 Verb = Literal["linear", "heads", "experts"]
-ROTATED_BYTES = 192 << 20
-COLUMNS = (1, 2, 4, 8, 16, 64, 256)
-RECORDED = 8  # columns
-WIDTH = 2048  # values of a row, and rows of an expert's gate
-LARGE, SMALL = 16 << 20, 1 << 20  # bytes of a matrix
+ROTATED_BYTES = 128 << 20
+COLUMNS = (1, 2, 4, 8, 16, 64, 512)
+RECORDED, MOST_LARGE = 8, 64  # columns: recorded; of large matrices, beyond which they take long
+# Values of a row: so many that 512 columns do not fit into a core's own cache, as in a model. Rows of an expert's gate
+WIDTH, HIDDEN = 4096, 2048
+LARGE, SMALL = 8 << 20, 1 << 20  # bytes of a matrix
 HEADS, FEW_HEADS = 128, 16
-EXPERTS, SMALL_EXPERT, MOST_EXPERTS = 4, 256, 256  # of a call; rows of gate; in memory
+EXPERTS, SMALL_EXPERT, MOST_EXPERTS = 2, 256, 256  # of a call; rows of gate; in memory
 PATTERN_GROUPS = 64
 
 
@@ -53,12 +54,13 @@ class KernelRates:
         make = {"linear": self._linear, "heads": self._heads, "experts": self._experts}[verb]
         _, values, size = QUANT[type]
         large, small = make(type, True), make(type, False)
-        seconds = {columns: self._time(large, columns) for columns in self.columns}
+        sizes = {columns: large if columns <= MOST_LARGE else small for columns in self.columns}
+        seconds = {columns: self._time(calls, columns) for columns, calls in sizes.items()}
         few = self._time(small, 1)
         each = (seconds[1] - few) / (large.weights - small.weights)
-        each = max(each, seconds[1] / large.weights / 2)  # whatever the noise: a call is never most of a large one
+        each = max(each, seconds[1] / large.weights / 4)  # whatever the noise: a large call takes longer
         call = max(0.0, few - small.weights * each)
-        flops = tuple((c, 2 * c * large.weights / (spent - min(call, spent / 2))) for c, spent in seconds.items())
+        flops = tuple((c, 2 * c * sizes[c].weights / (spent - min(call, spent / 2))) for c, spent in seconds.items())
         return LinearRate(verb, type, size / values, call, flops)
 
     def _time(self, calls: Calls, columns: int) -> float:
@@ -94,7 +96,7 @@ class KernelRates:
 
     def _experts(self, type: str, large: bool) -> Calls:
         """Networks of WIDTH columns, of which each call takes the next few, all its tokens the same ones."""
-        hidden, used = (WIDTH, EXPERTS) if large else (SMALL_EXPERT, 1)
+        hidden, used = (HIDDEN, EXPERTS) if large else (SMALL_EXPERT, 1)
         each = hidden * _row_bytes(type, WIDTH)
         room = min(MOST_EXPERTS, len(self._memory) // (3 * each))
         used = min(used, room)

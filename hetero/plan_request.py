@@ -1,5 +1,6 @@
 """`hetero plan`: what is asked for, and the plan that answers it. Nothing is loaded: a header or a preset is enough."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ from placement.presets import note
 # Any of these describes another machine; its memory is then --memory, and its GPU's --gpu-memory
 DESCRIBING = ("gpu", "socket", "sockets", "cores", "memory_bandwidth", "pcie", "disk_bandwidth")
 SETTINGS = ("context", "sequences", "kv", "threads", "device", "memory", "gpu_memory", "mmap", "gpu_experts")
+
+Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class PlanRequest:
     memory_bandwidth: int | None = None
     pcie: str | None = None
     disk_bandwidth: int | None = None
+    refresh: bool = False
 
     def given(self, *names: str) -> dict[str, Any]:
         found = {name: getattr(self, name) for name in names}
@@ -60,15 +64,20 @@ class PlanRequest:
         return self.given(*DESCRIBING)
 
 
-def run_plan(request: PlanRequest) -> Planned:
+def run_plan(request: PlanRequest, notice: Notice = lambda sentence: None) -> Planned:
     """Raises FileError, UnsupportedError (the file), ResourceError (it does not fit), RequestError."""
     model, notes = asked_model(request)
-    machine = described_machine(request) if request.described else measured_machine(request)
     settings = request.given(*SETTINGS)
-    if request.described:  # there these are the machine's
+    if request.described:
+        if request.refresh:
+            raise RequestError("--refresh for a described machine", "nothing is measured of it", "leave it out")
+        machine = described_machine(request)
         settings = {name: value for name, value in settings.items() if name not in ("memory", "gpu_memory")}
-    elif request.threads is None:
-        settings["threads"] = min(machine.cpu.threads, chosen_threads(None))
+    else:
+        machine = measured_machine(request, model, notice)
+        settings = {"threads": chosen_threads(None), "device": "cpu"} | settings  # as a load has them
+        if machine.vram is not None and request.device is None:
+            notes.append("no GPU support in this version: planned without the GPU; --device auto plans with it")
     if request.expert_counts is not None:
         settings["expert_counts"] = read_expert_counts(request.expert_counts, model)
     plan = _edited(request, model, machine) if request.plan is not None else _made(model, machine, settings)
@@ -130,13 +139,22 @@ def described_machine(request: PlanRequest) -> Machine:
         return describe(Description(**request.given(*names)))
 
 
-def measured_machine(request: PlanRequest) -> Machine:
-    machine = this_machine()
+def measured_machine(request: PlanRequest, model: Model, notice: Notice) -> Machine:
+    """This one, measured if it was not before; with the memory that is free now."""
     free = free_memory()
     if request.memory is not None and request.memory > free:
         found = f"--memory {format_size(request.memory)}"
         remedy = "describe another machine: add --memory-bandwidth 460GB/s, or --socket epyc-genoa"
         raise RequestError(found, f"{format_size(free)} are free here", remedy)
+    from cpu_kernels import SUPPORTED
+    from hetero.probe import probe, weight_types
+
+    threads, kv, types = chosen_threads(request.threads), request.kv or "f16", weight_types(model) & SUPPORTED
+    machine = this_machine(threads, request.model)
+    known = {rate.type for rate in machine.cpu.linear} if machine.measured else set()
+    if request.refresh or not types <= known or kv not in {rate.kv for rate in machine.cpu.attention}:
+        notice("measuring this machine, which is kept for later: about a second for each type of weights")
+        machine = probe(threads, types, kv=[kv], path=request.model, refresh=request.refresh)
     if machine.vram is None and request.gpu_memory is not None:
         raise RequestError("--gpu-memory", "no GPU is used here", "describe one: add --gpu rtx-4090 and --memory")
     return machine

@@ -1,6 +1,7 @@
 """From a file and a machine to a plan: what `hetero plan` shows is what `hetero.load` carries out."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from hetero.config import ModelConfig, RunConfig
 from hetero.errors import RequestError, ResourceError, UnsupportedError
 from hetero.free_memory import free_memory
 from hetero.gguf import GGUFFile
+from hetero.saved_machine import fingerprint, read
 from hetero.sizes import format_size
 from placement import (
     Description,
@@ -140,21 +142,29 @@ def with_free_memory(machine: Machine, free: int) -> Machine:
     return replace(machine, memories=tuple(memories))
 
 
-def this_machine() -> Machine:
-    """As it was measured last, if it was; with the memory that is free now. Measures nothing."""
-    return with_free_memory(unmeasured_machine(), free_memory())
+def this_machine(threads: int | None = None, path: str | Path | None = None) -> Machine:
+    """As hetero.probe measured it last with so many threads, if it did; with the memory that is free now. `path`: on
+    its disk. Measures nothing."""
+    saved, unmeasured = read(fingerprint(chosen_threads(threads))), unmeasured_machine()
+    machine = with_free_memory(saved.machine if saved else unmeasured, free_memory())
+    if saved is None:
+        return machine
+    assert unmeasured.disk is not None, "a described machine has a disk"
+    rate = dict(saved.disks).get(f"{os.stat(path).st_dev:x}") if path is not None else None
+    disk = replace(unmeasured.disk, read_bandwidth=rate or unmeasured.disk.read_bandwidth)
+    return replace(machine, memories=(*machine.memories, disk))
 
 
 def plan_to_run(file: GGUFFile, config: ModelConfig, run: RunConfig) -> Planned:
     """What `hetero.load` carries out. Raises ResourceError, RequestError, UnsupportedError."""
-    model, machine = model_of(file, config), this_machine()
+    model, machine = model_of(file, config), this_machine(run.threads, file.paths[0])
     mmap = True if run.weights_cache is not None else run.mmap
     if run.plan is None:
         settings = Settings(
             context=run.context,
             sequences=run.sequences,
             kv=run.kv,
-            threads=_threads(run.threads, machine),
+            threads=chosen_threads(run.threads),
             device="cpu",
             memory=run.memory,
             mmap=mmap,
@@ -177,11 +187,6 @@ def plan_to_run(file: GGUFFile, config: ModelConfig, run: RunConfig) -> Planned:
         raise RequestError(f"{run.plan}: {error.found}", error.limit, "correct its settings.threads") from None
     _refuse_moved_rows(run.plan, planned)
     return planned
-
-
-def _threads(asked: int | None, machine: Machine) -> int:
-    """Those that were the fastest when the machine was measured, as far as this process may use them."""
-    return chosen_threads(asked) if asked is not None else min(machine.cpu.threads, chosen_threads(None))
 
 
 def read_document(path: str) -> Any:

@@ -49,6 +49,7 @@ class FakeContestant:
             "bandwidth": lambda: 1e9,
             "parts": lambda: dict.fromkeys(parts.PARTS, 0.002),
             "facts": lambda: {"threads": 2, "load_seconds": 1.5, "peak_resident_bytes": 123},
+            "predict": lambda: {"decode": 44.0, "prefill": None},
         }[method]()
 
     def close(self) -> None:
@@ -82,12 +83,14 @@ def test_document(calls: list[tuple[Any, ...]]) -> None:
     assert result["read_bandwidth_bytes_per_second"] == 1e9
     assert (result["peak_resident_bytes"], result["load_seconds"], result["threads"]) == (123, 1.5, 2)
     assert list(result["parts"]) == ["attention", "experts", "dense", "head", "other"]
+    assert result["predicted_decode_tokens_per_second"] == 44 and result["predicted_prefill_tokens_per_second"] is None
     assert result["approximations"] == [] and result["extrapolated_from_layers"] is None
     assert calls == [
         ("hetero", "start"),
         *[("hetero", "decode", (31,), ()), ("hetero", "bandwidth"), ("hetero", "parts", (31,))] * 3,
         *[("hetero", "prefill", (20,)), ("hetero", "bandwidth")] * 3,
         ("hetero", "facts"),
+        ("hetero", "predict", (), ()),
         ("hetero", "close"),
     ]
 
@@ -98,6 +101,7 @@ def test_text_has_the_ceiling_first(calls: list[tuple[Any, ...]]) -> None:
     speed, share = re.search(r"measured +([\d.]+) tok/s +(\d+)% of the ceiling", text).groups()  # type: ignore[union-attr]
     ceiling = float(re.search(r"ceiling +([\d.]+) tok/s", text)[1])  # type: ignore[index]
     assert float(speed) == 80 and round(8000 / ceiling) == int(share)
+    assert text.count("predicted") == 1 and "44.0 tok/s  -45% (hetero plan)" in text
     assert "attention 20%" in text and "of 10.0 ms" in text and "llama.cpp" not in text
 
 

@@ -17,6 +17,7 @@ import pytest
 
 import cli
 from benchmarks.header import DEEPSEEK_V3, write_header
+from cpu_kernels.topology import default_threads
 from hetero import RunConfig, load
 from hetero.config import ModelConfig
 from hetero.errors import HeteroError, RequestError, ResourceError, UnsupportedError
@@ -24,8 +25,9 @@ from hetero.gguf import open_gguf
 from hetero.plan_page import WIDTH, page
 from hetero.plan_report import describe as report
 from hetero.plan_request import PlanRequest, run_plan
-from hetero.planning import plan_to_run
-from placement import Description, Predictor, Settings, describe, make_plan, preset
+from hetero.planning import plan_to_run, this_machine, unmeasured_machine, with_free_memory
+from hetero.saved_machine import Saved, fingerprint, write
+from placement import Description, Machine, Predictor, Settings, describe, make_plan, preset
 from tests.model_files import add_metadata
 from tests.model_shapes import SHAPES
 from tests.prompts import prompt
@@ -53,11 +55,26 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return call
 
 
+@pytest.fixture(autouse=True)
+def probed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ...]]:
+    """Instead of 20 s: nothing is saved, and a probe finds a known machine. The list says what was probed."""
+    calls = list[tuple[Any, ...]]()
+
+    def probe(threads: int, types: set[str], *, kv: list[str], path: str | None, refresh: bool) -> Machine:
+        calls.append((threads, types, kv, path, refresh))
+        machine = replace(unmeasured_machine(), measured=True, name="probed", notes=())
+        return with_free_memory(machine, 5 * GIB)
+
+    monkeypatch.setattr("hetero.saved_machine.directory", lambda: tmp_path / "saved")
+    monkeypatch.setattr("hetero.probe.probe", probe)
+    return calls
+
+
 @pytest.fixture
 def document(run: Run) -> Callable[..., dict[str, Any]]:
     def call(*arguments: object) -> dict[str, Any]:
         status, out, err = run(*arguments, "--json")
-        assert (status, err) == (0, "")
+        assert status == 0, err
         return json.loads(out)
 
     return call
@@ -145,17 +162,42 @@ def test_the_counted_experts_come_first(document, tmp_path: Path) -> None:
     assert len(there) == 3 * 26 and all(one["experts"] == [60] for one in there)
 
 
-def test_this_machine(document, model_file, monkeypatch) -> None:
-    monkeypatch.setattr("hetero.planning.free_memory", lambda: 5 * GIB)
-    monkeypatch.setattr("hetero.plan_request.free_memory", lambda: 5 * GIB)
+def test_this_machine(run: Run, probed, model_file) -> None:
     path = model_file("tiny", "Q4_K")
-    plan = document(path, "--context", 100)
+    status, out, err = run(path, "--context", 100, "--json")
+    plan = json.loads(out)
+    assert status == 0 and err.startswith("measuring this machine")
+    assert (
+        probed == [(default_threads(), {"Q4_K", "Q5_0", "F32"}, ["f16"], str(path), False)]
+        and plan["machine"] == "probed"
+    )
     assert sum(use["bytes"] for use in plan["memories"] if use["name"].startswith("node")) == pytest.approx(5 * GIB)
     assert plan["mode"] == "resident" and plan["settings"]["context"] == 100
     with open_gguf(path) as file:
         assert {one["name"]: one["bytes"] for one in plan["tensors"]} == {
             t.name: t.nbytes for t in file.tensors.values()
         }
+
+
+def test_what_was_measured_is_used_again(document, probed, model_file) -> None:
+    path, threads = model_file("tiny", "Q4_K"), default_threads()
+    machine = replace(unmeasured_machine(), measured=True, name="saved", notes=())
+    machine = replace(machine, memories=tuple(memory for memory in machine.memories if memory.kind != "disk"))
+    disk = f"{path.stat().st_dev:x}"
+    assert not write(fingerprint(threads), Saved(machine, ((disk, 123e6),)))
+    assert document(path)["machine"] == "saved" and probed == []
+    there = this_machine(threads, path)
+    assert there.disk is not None and there.disk.read_bandwidth == 123e6
+    assert document(path, "--refresh")["machine"] == "probed" and probed[0][-1] is True
+    slow = replace(machine.cpu, linear=tuple(rate for rate in machine.cpu.linear if rate.type == "F32"))
+    assert not write(fingerprint(threads), Saved(replace(machine, processors=(slow,)), ()))
+    assert document(path)["machine"] == "probed", "rates of the file's types were missing"
+
+
+def test_a_load_measures_nothing(probed, model_file) -> None:
+    with open_gguf(model_file("tiny", "Q4_K")) as file:
+        plan_to_run(file, ModelConfig.from_gguf(file), RunConfig())
+    assert probed == []
 
 
 def test_the_table(run: Run) -> None:
@@ -259,7 +301,8 @@ def test_curves_of_a_single_token() -> None:
 def test_refusals(arguments: list[object], message: str, run: Run) -> None:
     status, out, err = run(*arguments)
     assert (status, out) == (1, "")
-    assert re.search(message, err) and err.count("\n") == 1
+    lines = [line for line in err.splitlines() if not line.startswith("measuring this machine")]
+    assert len(lines) == 1 and re.search(message, lines[0])
 
 
 def test_usage_errors(run: Run) -> None:
