@@ -229,7 +229,7 @@ def test_refuses_a_cache_beyond_memory_before_kernels_compile(tmp_path: Path, mo
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     (tmp_path / "small.gguf").write_bytes(small_model())
     stages: list[str] = []
-    with pytest.raises(ResourceError, match="need 0.5 GiB; 0.0 GiB of DRAM may be used"):
+    with pytest.raises(ResourceError, match=r"need 0\.5 GiB; 0\.0 GiB of DRAM may be used"):
         load(tmp_path / "small.gguf", progress=lambda stage, done, total: stages.append(stage))
     assert stages == []
 
