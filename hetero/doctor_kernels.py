@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TextIO
 
+from hetero.errors import HeteroError
 from hetero.system import Finding
 
 UNLIKELY = "run `hetero doctor` again; if it stays so, please report this line and the one that begins with cpu"
@@ -48,6 +49,8 @@ def run_check(name: str, check: Callable[[], str]) -> Finding:
         return Finding(name, "broken", str(error), kernel_remedy())
     except WorkerFault as error:
         return Finding(name, "broken", str(error), kernel_remedy())
+    except HeteroError as error:
+        return Finding(name, "broken", f"{error.found}; {error.limit}", error.remedy or UNLIKELY)
     except MemoryError as error:
         return Finding(name, "broken", f"out of memory: {error}", "close other programs")
     except Exception as error:

@@ -248,9 +248,14 @@ def check_model() -> str:
 
 def check_bandwidth() -> str:
     from cpu_kernels import Pool
-    from cpu_kernels.bandwidth import read_bandwidth
+    from cpu_kernels.bandwidth import LEAST_SHARE_BYTES, SHARE_BYTES, read_bandwidth
+    from hetero.free_memory import free_memory
+    from hetero.sizes import format_size
 
     with Pool() as pool:
+        free = free_memory()
+        if free < 2 * max(SHARE_BYTES, LEAST_SHARE_BYTES * pool.threads):
+            return f"not measured: {format_size(free)} of memory are free"
         return f"{read_bandwidth(pool, 0.5) / 1e9:.1f} GB/s read by {pool.threads} threads"
 
 

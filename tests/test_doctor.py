@@ -15,6 +15,7 @@ import cpu_kernels
 from cpu_kernels.faults import WorkerFault
 from hetero import doctor, doctor_kernels, kernel_checks
 from hetero.doctor import describe, examine, kernel_findings
+from hetero.errors import ResourceError
 from hetero.system import Finding
 from hetero.terminal import Screen
 
@@ -86,6 +87,19 @@ def test_an_exception_is_a_line() -> None:
 
     found = doctor_kernels.run_check("it", fails)
     assert (found.status, found.found) == ("broken", "AttributeError: no such intrinsic")
+
+
+def test_an_error_of_ours_brings_its_own_remedy() -> None:
+    def refuses() -> str:
+        raise ResourceError("0.5 GiB are needed", "0.3 GiB are free", "free memory")
+
+    found = doctor_kernels.run_check("it", refuses)
+    assert (found.found, found.remedy) == ("0.5 GiB are needed; 0.3 GiB are free", "free memory")
+
+
+def test_bandwidth_takes_no_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hetero.free_memory.free_memory", lambda: 600 << 20)
+    assert kernel_checks.check_bandwidth() == "not measured: 600.00 MiB of memory are free"
 
 
 def test_a_signal_in_a_kernel_is_a_line_with_the_way_around_it() -> None:
