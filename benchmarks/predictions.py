@@ -132,7 +132,7 @@ def measured(there: Loaded, ids: list[int]) -> Speeds:
 def rounds(there: Loaded, options: argparse.Namespace) -> list[dict]:
     ids = np.random.default_rng(0).integers(0, there.engine.config.vocab_size, CONTEXT).tolist()
     there.fill_cache()
-    measured(there, ids)  # what is allocated or touched for the first time
+    there.prefill(ids[: PROMPTS[0]])  # what is allocated or touched for the first time
     stopwatch = Stopwatch(options.seconds)
     probes, speeds = [there.probed(stopwatch)], list[Speeds]()
     for _ in range(options.rounds):

@@ -8,6 +8,7 @@ does with few tokens. Matrices of a second size tell what a call costs whatever 
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import sqrt
+from statistics import median
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +23,13 @@ from placement.machine import LinearRate
 
 Verb = Literal["linear", "heads", "experts"]
 ROTATED_BYTES = 128 << 20
-COLUMNS = (1, 2, 4, 8, 16, 64, 512)
+# Tiles are of 8, 4, 2 and 1 columns, and weights pass once for each: 5 columns take much longer than 4, and 7 as long
+# as 8. Experts see every small number of columns, others seldom; absorbed attention alone, of few tokens, needs heads
+VERB_COLUMNS = {
+    "experts": (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 64, 512),
+    "linear": (1, 2, 4, 8, 16, 64, 512),
+    "heads": (1, 8, 64),
+}
 RECORDED, MOST_LARGE = 8, 64  # columns: recorded; of large matrices, beyond which they take long
 # Values of a row: so many that 512 columns do not fit into a core's own cache, as in a model. Rows of an expert's gate
 WIDTH, HIDDEN = 4096, 2048
@@ -43,7 +50,7 @@ class Calls(NamedTuple):
 class KernelRates:
     """Holds the memory; `rate(verb, type)` measures."""
 
-    def __init__(self, pool: Pool, stopwatch: Stopwatch, nbytes: int = ROTATED_BYTES, columns: Sequence[int] = COLUMNS):
+    def __init__(self, pool: Pool, stopwatch: Stopwatch, nbytes: int = ROTATED_BYTES, columns: Sequence[int] = ()):
         self.pool, self.stopwatch, self.columns = pool, stopwatch, columns
         nodes = tuple(dict.fromkeys(node.id for node in pool.nodes))
         self._memory, _ = allocate(nbytes, nodes if len(nodes) > 1 else None)
@@ -54,9 +61,13 @@ class KernelRates:
         make = {"linear": self._linear, "heads": self._heads, "experts": self._experts}[verb]
         _, values, size = QUANT[type]
         large, small = make(type, True), make(type, False)
-        sizes = {columns: large if columns <= MOST_LARGE else small for columns in self.columns}
+        wanted = self.columns or VERB_COLUMNS[verb]
+        sizes = {columns: large if columns <= MOST_LARGE else small for columns in wanted}
         seconds = {columns: self._time(calls, columns) for columns, calls in sizes.items()}
+        again = self._time(large, 1)
         few = self._time(small, 1)
+        # one column three times, some time apart: decoding is nothing else, and a shared machine drifts
+        seconds[1] = median((seconds[1], again, self._time(large, 1)))
         each = (seconds[1] - few) / (large.weights - small.weights)
         each = max(each, seconds[1] / large.weights / 4)  # whatever the noise: a large call takes longer
         call = max(0.0, few - small.weights * each)
