@@ -205,7 +205,7 @@ def test_chat_on_a_pipe(run: Run, loaded: dict[str, FakeEngine]) -> None:
         (["generate", "m", "-p", "x", "--top-p", "1.5"], "top_p"),
         (["generate", "m", "-p", "x", "--sessions", "dir"], "sessions"),
         (["chat", "m", "--context", "0"], "context"),
-        (["bench", "--synthetic", "deepseek-v3:q4_k_m"], "give a GGUF file"),
+        (["bench", "--synthetic", "deepseek-v3:q9"], "no preset"),
         (["bench", "--depth", "1000000"], "made for at most"),
         (["bench", "--prompt", "64", "--context", "32"], "raise it"),
     ],
