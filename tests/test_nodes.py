@@ -26,7 +26,7 @@ def nodes(monkeypatch):
         cpus = tuple(sorted(os.sched_getaffinity(0)))
         monkeypatch.setattr(topology, "nodes", lambda: (topology.Node(0, cpus, 0),) * count)
 
-    monkeypatch.setattr(topology, "choose_threads", lambda asked: asked)  # more than this machine may have
+    monkeypatch.setattr(topology, "choose_threads", lambda asked: asked or 3)  # more than this machine may have
     make(1)
     return make
 
