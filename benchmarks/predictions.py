@@ -6,8 +6,8 @@ Each model is loaded once. Then the kernels that it uses are probed (hetero.cpu_
 matrices of their own size, never a layer of the model) and its speeds are measured, in turns, because a shared machine
 drifts, within seconds by a factor of two. Each measurement is compared with what follows from the probes around it, up
 to AROUND on each side: of each of their figures the median. What counts is the median of the rounds' ratios of
-predicted to measured tokens/s. Measured are medians too: of the decoded tokens, of
-REPEATED short prompts. For decoding after 4096 tokens the cache is filled with random values, not by a prompt.
+predicted to measured tokens/s. Measured are medians too: of the decoded tokens, of REPEATED prompts. For decoding
+after 4096 tokens the cache is filled with random values, not by a prompt.
 
 A name with a slash is a synthetic model: a preset, and how many of its layers with experts (hetero.synthetic).
 The table goes to stderr, one JSON document comes last, on stdout.
@@ -43,11 +43,11 @@ from placement.work import Layout
 FILES = ("lite", "slice")
 PRESETS = {"q2_k": (1, 2, 3), "q4_k_m": (1, 2), "q8_0": (1,)}
 CASES = (*FILES, *(f"deepseek-v3:{type}/{layers}" for type, counts in PRESETS.items() for layers in counts))
-DEPTHS, PROMPTS, DECODED, CONTEXT = (0, 4096), (64, 512), 8, 4160
+DEPTHS, PROMPTS, DECODED, CONTEXT = (0, 4096), (64, 512), 16, 4160
 ENOUGH = 1 << 45  # bytes of a memory that is never the limit
 LIMIT = 0.15
 AROUND = 2  # probes
-REPEATED = {64: 3}  # prompts
+REPEATED = {64: 5, 512: 2}  # prompts
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Loaded:
 
     def prefill(self, ids: list[int]) -> float:
         speeds = []
-        for _ in range(REPEATED.get(len(ids), 1)):
+        for _ in range(REPEATED[len(ids)]):
             self.engine.forget()
             for _ in self.engine.generate(ids, Sampling(temperature=0.0, max_tokens=1), ()):
                 pass

@@ -26,12 +26,12 @@ ROTATED_BYTES = 128 << 20
 # Tiles are of 8, 4, 2 and 1 columns, and weights pass once for each: 5 columns take much longer than 4, and 7 as long
 # as 8. Experts see every small number of columns, others seldom; absorbed attention alone, of few tokens, needs heads
 VERB_COLUMNS = {
-    "experts": (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 64, 512),
-    "linear": (1, 2, 4, 8, 16, 64, 512),
+    "experts": (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 64, 256),
+    "linear": (1, 2, 4, 8, 16, 64, 256),
     "heads": (1, 8, 64),
 }
-RECORDED, MOST_LARGE = 8, 64  # columns: recorded; of large matrices, beyond which they take long
-# Values of a row: so many that 512 columns do not fit into a core's own cache, as in a model. Rows of an expert's gate
+RECORDED = 8  # columns
+# Values of a row: so many that 256 columns do not fit into a core's own cache, as in a model. Rows of an expert's gate
 WIDTH, HIDDEN = 4096, 2048
 LARGE, SMALL = 8 << 20, 1 << 20  # bytes of a matrix
 HEADS, FEW_HEADS = 128, 16
@@ -61,9 +61,7 @@ class KernelRates:
         make = {"linear": self._linear, "heads": self._heads, "experts": self._experts}[verb]
         _, values, size = QUANT[type]
         large, small = make(type, True), make(type, False)
-        wanted = self.columns or VERB_COLUMNS[verb]
-        sizes = {columns: large if columns <= MOST_LARGE else small for columns in wanted}
-        seconds = {columns: self._time(calls, columns) for columns, calls in sizes.items()}
+        seconds = {columns: self._time(large, columns) for columns in self.columns or VERB_COLUMNS[verb]}
         again = self._time(large, 1)
         few = self._time(small, 1)
         # one column three times, some time apart: decoding is nothing else, and a shared machine drifts
@@ -71,7 +69,7 @@ class KernelRates:
         each = (seconds[1] - few) / (large.weights - small.weights)
         each = max(each, seconds[1] / large.weights / 4)  # whatever the noise: a large call takes longer
         call = max(0.0, few - small.weights * each)
-        flops = tuple((c, 2 * c * sizes[c].weights / (spent - min(call, spent / 2))) for c, spent in seconds.items())
+        flops = tuple((c, 2 * c * large.weights / (spent - min(call, spent / 2))) for c, spent in seconds.items())
         return LinearRate(verb, type, size / values, call, flops)
 
     def _time(self, calls: Calls, columns: int) -> float:

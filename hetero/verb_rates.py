@@ -33,6 +33,8 @@ DEPTH, ROTATED_BYTES = 2048, 64 << 20  # tokens; of caches that are read in turn
 EXPANDED_TOKENS = 384
 TOKENS, HIDDEN, EXPERTS, USED = 256, 2048, 64, 8  # of small verbs
 REPEATED = 16
+# What a pass takes beside its replayed program, in calls from Python: 100 us where a call takes 15 (one Zen 4)
+CALLS_OF_A_PASS = 7
 
 
 class AttentionRates:
@@ -91,13 +93,13 @@ class AttentionRates:
 
 
 def verb_rates(pool: Pool, stopwatch: Stopwatch) -> tuple[VerbRate, ...]:
-    """Of the small verbs, from one token and from many."""
+    """Of the small verbs, from one token and from many; and of Python, which makes the calls that are not recorded."""
     found = []
     for verb, values, bind in _small_verbs(pool):
         few, many = (stopwatch.time_recorded(pool, [bind(tokens)] * REPEATED) for tokens in (1, TOKENS))
         each = max(0.0, many - few) / ((TOKENS - 1) * values)
         found.append(VerbRate(verb, max(0.0, few - values * each), each))
-    return (*found, _dequantize_rate(pool, stopwatch))
+    return (*found, _dequantize_rate(pool, stopwatch), *_python_rates(pool, stopwatch))
 
 
 def _small_verbs(pool: Pool) -> list[tuple[SmallVerb, int, Callable[[int], Callable[[], object]]]]:
@@ -158,3 +160,10 @@ def _dequantize_rate(pool: Pool, stopwatch: Stopwatch) -> VerbRate:
     weights = (MANY_HEADS - 1) * NOPE * LATENT
     each = max(0.0, large - small) / weights
     return VerbRate("dequantize", max(0.0, small - NOPE * LATENT * each), each)
+
+
+def _python_rates(pool: Pool, stopwatch: Stopwatch) -> tuple[VerbRate, VerbRate]:
+    x, norm = np.ones((1, HIDDEN), np.float32), np.ones(HIDDEN, np.float32)
+    call = partial(rms_norm, pool, x, norm, 1e-6)
+    seconds = max(0.0, stopwatch.time(call) - stopwatch.time_recorded(pool, [call] * REPEATED))
+    return VerbRate("call", seconds, 0.0), VerbRate("pass", CALLS_OF_A_PASS * seconds, 0.0)

@@ -13,7 +13,6 @@ from placement.errors import InvalidDocument
 
 CPU, GPU, DISK = "cpu", "gpu0", "disk"  # names of the processors and the disk
 KV_TYPES = ("f32", "f16", "q8_0")
-VERBS = ("pass", "embed", "rms_norm", "rope", "write_cache", "route", "dequantize")
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,11 @@ class VerbRate(Document):
 
     "embed", "rms_norm": T x hidden; "rope": T x (heads + 1) x R; "write_cache": T x (C + R); "route": T x experts,
     without the product; "dequantize": weights to float32; "pass": T, whatever a whole forward pass costs beside its
-    verbs. A verb that is missing costs nothing.
+    verbs; "call": what each of them costs where it is called from Python, instead of a recording. A verb that is
+    missing costs nothing.
     """
 
-    verb: Literal["pass", "embed", "rms_norm", "rope", "write_cache", "route", "dequantize"]
+    verb: Literal["pass", "call", "embed", "rms_norm", "rope", "write_cache", "route", "dequantize"]
     call_seconds: float
     value_seconds: float
 

@@ -17,6 +17,7 @@ from placement.work import Kind, Layout, Products
 
 GPU_CHUNK = 4096  # tokens of a pass where a GPU computes attention: experts streamed over PCIe are worth it
 ACTIVATION_BYTES = 4  # of a value that goes over PCIe
+CALLS_OF_A_LAYER = 9  # of verbs beside products: four norms, two rotations, the cache, attention, the router
 _BANDWIDTH: dict[str, Bound] = {CPU: "dram bandwidth", GPU: "vram bandwidth"}
 _ARITHMETIC: dict[str, Bound] = {CPU: "cpu arithmetic", GPU: "gpu arithmetic"}
 
@@ -137,6 +138,10 @@ class Predictor:
             yield Item("other", place, seconds, "overhead")
         cpu = self.rates[CPU]
         whole = cpu.verb_seconds("pass", 1, tokens) + cpu.verb_seconds("embed", 1, tokens * d.hidden_size)
+        if not step.logits:  # a prompt's passes are not recorded
+            calls = sum(work.calls for kind, work in self._products(step) if kind.place == CPU)
+            calls += CALLS_OF_A_LAYER * self.layout.mla.count(CPU)
+            whole += cpu.verb_seconds("call", calls, 0.0)
         yield Item("other", CPU, whole, "overhead")
         crossings = self.layout.crossings()
         if crossings and self.machine.links:

@@ -17,6 +17,7 @@ from placement import (
     PlacementError,
     Processor,
     Settings,
+    VerbRate,
     describe,
     make_plan,
     preset,
@@ -169,6 +170,22 @@ def test_a_prediction_by_hand() -> None:
     half = make_plan(model, replace(machine, processors=(replace(SLOW, threads=4),)), Settings(threads=2))
     assert half.threads == 2
     assert half.decode[0].tokens_per_second == pytest.approx(plan.decode[0].tokens_per_second / 2)
+
+
+def test_python_s_share_by_hand() -> None:
+    """A pass costs 1000 s beside what it computes, a call that is not recorded 1 s, nothing else anything."""
+    model = build("two layers", replace(MODELS["deepseek-v2-lite"], layers=2), "q8_0", bias=False)
+    cpu = replace(
+        SLOW,
+        linear=tuple(replace(rate, flops_at=((1, 1e30),)) for rate in SLOW.linear),
+        attention=(AttentionRate("f16", 0.0, 1e30, 1e30, 1e30),),
+        verbs=(VerbRate("pass", 1000.0, 0.0), VerbRate("call", 1.0, 0.0)),
+    )
+    machine = Machine("fast", True, (Memory("node0", "dram", 64 * GIB, 1e30),), (), (cpu,))
+    plan = make_plan(model, machine, Settings(context=4096))
+    assert 1 / plan.decode[0].tokens_per_second == pytest.approx(1000)
+    # Queries with latents, W_uk, W_uv, output, the dense network; of the last layer queries with latents; 9 small verbs
+    assert 64 / plan.prefill[0].tokens_per_second == pytest.approx(1000 + 5 + 1 + 2 * 9 + 1000)
 
 
 def test_a_gpu_and_its_link_by_hand() -> None:

@@ -16,7 +16,7 @@ from hetero.disk_rate import LEAST_BYTES, disk_rate
 from hetero.kernel_rates import Calls, KernelRates
 from hetero.saved_machine import Saved
 from hetero.stopwatch import Stopwatch
-from hetero.verb_rates import AttentionRates, verb_rates
+from hetero.verb_rates import CALLS_OF_A_PASS, AttentionRates, verb_rates
 from placement import (
     AttentionRate,
     LinearRate,
@@ -120,6 +120,15 @@ def test_noise_never_makes_a_rate_nonsense(pool: Pool, monkeypatch: pytest.Monke
     assert rate.flops_at[0][1] > 0 and rate.call_seconds >= 0
 
 
+def test_calls_from_python_take_longer_than_recorded_ones(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a call takes, the recorded one is a part of it."""
+    monkeypatch.setattr(Stopwatch, "time", lambda self, call: call() is None or 15e-6)
+    monkeypatch.setattr(Stopwatch, "time_recorded", lambda self, pool, calls: 5e-6)
+    found = {rate.verb: rate for rate in verb_rates(pool, QUICK)}
+    assert found["call"].call_seconds == pytest.approx(10e-6)
+    assert found["pass"].call_seconds == pytest.approx(CALLS_OF_A_PASS * 10e-6)
+
+
 def test_attention_is_taken_apart(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds that follow the formula of placement give its constants back."""
     want = AttentionRate("f16", 2e-6, 1e11, 1e11, 2e11, 3e-7, 5e-11)
@@ -143,7 +152,8 @@ def test_kernels_run_for_every_kv_type_and_verb(pool: Pool) -> None:
         rate = AttentionRates(pool, QUICK, rotated_bytes=0, depth=512).rate(kv)  # type: ignore[arg-type]
         assert rate.kv == kv and rate.absorbed > 0 and rate.expanded > 0
     verbs = verb_rates(pool, QUICK)
-    assert {rate.verb for rate in verbs} == {"embed", "rms_norm", "rope", "write_cache", "route", "dequantize"}
+    small = {"embed", "rms_norm", "rope", "write_cache", "route", "dequantize"}
+    assert {rate.verb for rate in verbs} == small | {"call", "pass"}
 
 
 def test_only_what_is_missing_is_measured(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
