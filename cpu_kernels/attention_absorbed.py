@@ -248,7 +248,7 @@ def mla_absorbed(
     (tokens, heads, latent), rope = q.shape, q_rope.shape[2]
     check_layer(layer, latent + rope, "mla_absorbed")
     check_context(block_table, sequence, positions, len(layer), "mla_absorbed")
-    out = np.empty((tokens, heads, latent), np.float32)
+    out = pool.results.empty((tokens, heads, latent))
     if not tokens:
         return out
     steady = max(FEWEST, pool.threads // -(-heads // ROW_BLOCK) * 2)

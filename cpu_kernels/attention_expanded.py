@@ -194,7 +194,7 @@ def mla_expanded(
     check_context(block_row[None, :], np.zeros_like(positions), positions, len(layer), "mla_expanded")
     if len(positions) != tokens or (np.diff(positions) < 0).any():
         raise ValueError(f"mla_expanded: {tokens} queries need as many ascending positions, got {len(positions)}")
-    out = np.empty((tokens, heads, value), np.float32)
+    out = pool.results.empty((tokens, heads, value))
     if not tokens:
         return out
     if k_transposed and nope % 16:  # the products read whole vectors

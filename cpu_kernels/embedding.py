@@ -68,7 +68,7 @@ def dequantize(pool: Pool, w: Matrix, index: int | None = None, rows: slice = sl
     if step != 1:
         raise ValueError(f"rows {rows}: only a step of 1 is possible")
     count = w.count if index is None else 1
-    out = np.empty((count, max(0, stop - first), w.columns), np.float32)
+    out = pool.results.empty((count, max(0, stop - first), w.columns))
     if out.size:
         share = thread_space(w)
         work = pool.scratch(share * pool.threads)
@@ -108,7 +108,7 @@ def embed(pool: Pool, w: Matrix, ids: Any, out: np.ndarray | None = None) -> np.
     if w.layout != "gguf":
         raise ValueError(f"rows are embedded from the layout of the file, these weights are {w.layout}")
     ids = np.ascontiguousarray(ids)
-    out = np.empty((len(ids), w.columns), np.float32) if out is None else out
+    out = pool.results.empty((len(ids), w.columns)) if out is None else out
     if out.size:
         work = pool.scratch(8 * LANES + LANES * (w.row_bytes + 4 * w.columns) + 128)
         arguments = np.array([w.address, address(ids), len(ids), address(out), work], np.int64)

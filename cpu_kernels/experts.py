@@ -45,8 +45,8 @@ def routed_experts(
         raise ValueError(f"x and weights must be C-contiguous; their strides are {x.strides} and {weights.strides}")
     _check_networks(pool, *networks)
     if residual is not None:
-        residual = result(residual, x.shape)
-    out = result(out, x.shape)
+        residual = result(pool, residual, x.shape)
+    out = result(pool, out, x.shape)
     if not out.size:
         return out
     _call(pool, networks, x, ids, weights, residual, out)

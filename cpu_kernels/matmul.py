@@ -28,10 +28,10 @@ def check_rows(name: str, x: np.ndarray, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} is {x.dtype}{list(x.shape)} with strides {x.strides}; needed is float32{list(shape)}")
 
 
-def result(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+def result(pool: Pool, out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     """`out` if it fits, or a new array."""
     if out is None:
-        return np.empty(shape, np.float32)
+        return pool.results.empty(shape)
     if out.dtype != np.float32 or out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(f"out is {out.dtype}{list(out.shape)}; needed is a C-contiguous float32{list(shape)}")
     return out
@@ -106,7 +106,7 @@ def linear(pool: Pool, w: Matrix | Sequence[Matrix], x: np.ndarray, out: np.ndar
         if matrix.count != 1:
             raise ValueError(f"linear takes one matrix, this tensor has {matrix.count}")
         check_rows("x", x, (len(x), matrix.columns))
-    out = result(out, (len(x), sum(matrix.rows for matrix in matrices)))
+    out = result(pool, out, (len(x), sum(matrix.rows for matrix in matrices)))
     _multiply(pool, matrices, x, 0, out)
     return out
 
@@ -115,6 +115,6 @@ def linear_heads(pool: Pool, w: Matrix, x: np.ndarray, out: np.ndarray | None = 
     """Head h of x[T, H, K] times matrix h -> [T, H, M]; x may have any outer strides."""
     tokens = x.shape[0]
     check_rows("x", x, (tokens, w.count, w.columns))
-    out = result(out, (tokens, w.count, w.rows))
+    out = result(pool, out, (tokens, w.count, w.rows))
     _multiply(pool, (w,), x, x.strides[1], out)
     return out

@@ -67,7 +67,7 @@ def rms_norm(
     if x.ndim != 2 or weight.shape != x.shape[1:]:
         raise ValueError(f"rms_norm: x {x.shape} and weight {weight.shape} do not fit [T, K] and [K]")
     if out is None:
-        out = np.empty(x.shape, np.float32)
+        out = pool.results.empty(x.shape)
     elif out.shape != x.shape:
         raise ValueError(f"rms_norm: out has shape {out.shape}, x {x.shape}")
     if add is not None and add.shape != x.shape:

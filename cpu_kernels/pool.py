@@ -35,6 +35,7 @@ from .control import (
 from .faults import WorkerFault, fault, forget_slots, free_slot, install, take_slot, watch_exceptions
 from .jit import entry
 from .program import Program, Scratch, aligned
+from .recycled import Recycler
 
 __all__ = [
     "CHUNK",
@@ -129,6 +130,7 @@ class Pool:
         self._memory, self._control = aligned(SEATS + SEAT_BYTES * count)
         self._scratch = Scratch(keep=False)
         self._program: Program | None = None
+        self.results = Recycler()
         install()
         self._start()
         _POOLS.add(self)

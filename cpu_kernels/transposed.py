@@ -71,7 +71,7 @@ def linear_heads_transposed(pool: Pool, w: Matrix, x: np.ndarray, out: np.ndarra
     """Head h of x[T, H, rows], any outer strides, times matrix h from the left -> [T, H, columns]"""
     tokens = x.shape[0]
     check_rows("x", x, (tokens, w.count, w.rows))
-    out = result(out, (tokens, w.count, w.columns))
+    out = result(pool, out, (tokens, w.count, w.columns))
     share = thread_space(w)
     work = pool.scratch(share * pool.threads)
     places = tokens, address(x), *x.strides[:2], address(out), work, share
