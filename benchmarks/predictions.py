@@ -46,7 +46,7 @@ FILES = ("lite", "slice")
 PRESETS = {"q2_k": (1, 2, 3), "q4_k_m": (1, 2), "q8_0": (1,)}
 CASES = (*FILES, *(f"deepseek-v3:{type}/{layers}" for type, counts in PRESETS.items() for layers in counts))
 DEPTHS, PROMPTS, CONTEXT = (0, 4096), (64, 512), 4160
-DECODED, WARM, REPEATED = 32, 16, 5
+DECODED, WARM, REPEATED = 32, 16, {64: 5, 512: 2}  # tokens; prompts
 ENOUGH = 1 << 45  # bytes of a memory that is never the limit
 LIMIT = 0.15
 AROUND = 2  # probes
@@ -96,7 +96,7 @@ class Loaded:
 
     def prefill(self, ids: list[int], tokens: int) -> float:
         speeds = []
-        for _ in range(REPEATED):
+        for _ in range(REPEATED[tokens]):
             self.engine.forget()
             for _ in self.engine.generate(ids[:tokens], Sampling(temperature=0.0, max_tokens=1), ()):
                 pass

@@ -28,6 +28,7 @@ from hetero.plan_request import PlanRequest, run_plan
 from hetero.planning import plan_to_run, this_machine, unmeasured_machine, with_free_memory
 from hetero.saved_machine import Saved, fingerprint, write
 from placement import Description, Machine, Predictor, Settings, describe, make_plan, preset
+from placement.known_parts import DISK_BANDWIDTH
 from tests.model_files import add_metadata
 from tests.model_shapes import SHAPES
 from tests.prompts import prompt
@@ -138,7 +139,10 @@ def test_it_is_what_placement_plans(document) -> None:
     described = Description(memory=384 * GIB, memory_bandwidth=460e9, gpu="rtx-4090", pcie="4x16")
     expected = make_plan(preset(V3[1]), describe(described), Settings(context=4096, kv="q8_0", gpu_experts=0))
     flags = ("--gpu", "rtx-4090", "--memory", "384GiB", "--memory-bandwidth", "460GB/s", "--pcie", "4x16")
-    assert document(*V3, *flags, "--context", 4096, "--kv", "q8_0", "--gpu-experts", 0) == expected.to_json()
+    assert document(*V3, *flags, "--context", 4096, "--kv", "q8_0", "--gpu-experts", 0) == expected.to_json() | {
+        "notes": ["described, not measured: rates of kernels are expectations"],
+        "published": [],
+    }
 
 
 def test_the_published_box(document) -> None:
@@ -187,11 +191,15 @@ def test_what_was_measured_is_used_again(document, probed, model_file) -> None:
     assert not write(fingerprint(threads), Saved(machine, ((disk, 123e6),)))
     assert document(path)["machine"] == "saved" and probed == []
     there = this_machine(threads, path)
-    assert there.disk is not None and there.disk.read_bandwidth == 123e6
+    assert there.disk is not None and there.disk.read_bandwidth == 123e6 and there.notes == ()
     assert document(path, "--refresh")["machine"] == "probed" and probed[0][-1] is True
     slow = replace(machine.cpu, linear=tuple(rate for rate in machine.cpu.linear if rate.type == "F32"))
     assert not write(fingerprint(threads), Saved(replace(machine, processors=(slow,)), ()))
     assert document(path)["machine"] == "probed", "rates of the file's types were missing"
+    assert not write(fingerprint(threads), Saved(machine, ()))
+    unread = this_machine(threads, path)
+    assert unread.disk is not None and unread.disk.read_bandwidth == DISK_BANDWIDTH
+    assert unread.notes == ("the disk was not measured: 5 GB/s are assumed",)
 
 
 def test_a_load_measures_nothing(probed, model_file) -> None:
@@ -212,6 +220,20 @@ def test_the_table(run: Run) -> None:
         "--preset", "deepseek-v3:ud-q2_k_xl", "--gpu", "rtx-3090", "--memory", "200GB", "--socket", "epyc-milan"
     )[1]
     assert re.search(r"^disk .* GiB  read as they are used$", disk, re.MULTILINE) and "do not fit in" in disk
+
+
+def test_what_others_published_stands_beside(run: Run, document, tmp_path: Path) -> None:
+    machine = ("--gpu", "rtx-3090", "--memory", "200GB", "--socket", "epyc-milan")
+    small = ("--preset", "deepseek-r1:ud-q2_k_xl", *machine)
+    assert run(*small, "--html", tmp_path / "plan.html")[1].count("published: 9.1 tok/s decode (") == 1
+    text = Reader((tmp_path / "plan.html").read_text(encoding="utf-8")).text
+    assert "published: 9.1 tok/s decode (" in text and "original source not found" in text
+    plan = document(*small)
+    assert [one["decode"] for one in plan["published"]] == [9.1] and plan["notes"][0].startswith("deepseek-r1:")
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan))
+    assert document(*small, "--plan", path) == plan, "remarks are passed over"
+    assert document(*LITE, *machine)["published"] == [] == document(*small, "--gpu-memory", "20GiB")["published"][1:]
 
 
 # The page
