@@ -21,7 +21,7 @@ from hetero.random_weights import random_rows
 from hetero.stopwatch import Stopwatch
 from placement.machine import LinearRate
 
-Verb = Literal["linear", "heads", "experts"]
+Verb = Literal["linear", "heads", "experts", "mapped"]
 ROTATED_BYTES = 128 << 20
 # Tiles are of 8, 4, 2 and 1 columns, and weights pass once for each: 5 columns take much longer than 4, and 7 as long
 # as 8. Experts see every small number of columns, others seldom; absorbed attention alone, of few tokens, needs heads
@@ -29,6 +29,7 @@ VERB_COLUMNS = {
     "experts": (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 64, 256),
     "linear": (1, 2, 4, 8, 16, 64, 256),
     "heads": (1, 8, 64),
+    "mapped": (1, 8, 64),  # "linear" with weights as they are in the file
 }
 MOST_COLUMNS, RECORDED = 256, 8
 # Values of a row: so many that 256 columns do not fit into a core's own cache, as in a model. Rows of an expert's gate
@@ -54,11 +55,11 @@ class KernelRates:
         self.pool, self.stopwatch, self.most = pool, stopwatch, most
         nodes = tuple(dict.fromkeys(node.id for node in pool.nodes))
         self._memory, _ = allocate(nbytes, nodes if len(nodes) > 1 else None)
-        self._patterns = dict[str, np.ndarray]()
-        self._type: str | None = None  # that fills the memory
+        self._patterns = dict[tuple[str, bool], np.ndarray]()  # by type, interleaved or not
+        self._pattern: tuple[str, bool] | None = None  # that fills the memory
 
     def rate(self, verb: Verb, type: str) -> LinearRate:
-        make = {"linear": self._linear, "heads": self._heads, "experts": self._experts}[verb]
+        make = {"linear": self._linear, "heads": self._heads, "experts": self._experts, "mapped": self._mapped}[verb]
         _, values, size = QUANT[type]
         large, small = make(type, True), make(type, False)
         seconds = {columns: self._time(large, columns) for columns in VERB_COLUMNS[verb] if columns <= self.most}
@@ -80,10 +81,20 @@ class KernelRates:
         return self.stopwatch.time_in_turn(every)
 
     def _linear(self, type: str, large: bool) -> Calls:
-        group = LANES * _row_bytes(type, WIDTH)
-        rows = LANES * max(1, (LARGE if large else SMALL) // group)
-        matrices = self._stacks(type, rows, WIDTH)
+        rows = self._rows(type, large)
+        return self._products(rows, self._stacks(type, rows, WIDTH))
 
+    def _mapped(self, type: str, large: bool) -> Calls:
+        self._fill(type, interleaved=False)
+        rows, row_bytes = self._rows(type, large), _row_bytes(type, WIDTH)
+        count = len(self._memory) // (rows * row_bytes)
+        data = self._memory[: count * rows * row_bytes].reshape(count, rows, row_bytes)
+        return self._products(rows, [Matrix(each, type, WIDTH) for each in data])
+
+    def _rows(self, type: str, large: bool) -> int:
+        return LANES * max(1, (LARGE if large else SMALL) // (LANES * _row_bytes(type, WIDTH)))
+
+    def _products(self, rows: int, matrices: list[Matrix]) -> Calls:
         def bind(columns: int) -> Callable[[int], object]:
             x, out = _columns(columns, WIDTH), np.empty((columns, rows), np.float32)
             return lambda i: linear(self.pool, matrices[i], x, out)
@@ -136,19 +147,21 @@ class KernelRates:
         data = self._memory[start : start + nbytes].reshape(shape)
         return Matrix.x16(data, type, rows, width, flat=count == 1)
 
-    def _fill(self, type: str) -> None:
+    def _fill(self, type: str, interleaved: bool = True) -> None:
         """Rows of another width have some scales where these have codes: finite or not, they take as long."""
-        if type == self._type:
+        wanted = type, interleaved
+        if wanted == self._pattern:
             return
-        if type not in self._patterns:
-            rows = random_rows(
-                self.pool, np.random.default_rng(0), type, (LANES * PATTERN_GROUPS, WIDTH), 1 / sqrt(WIDTH)
-            )
-            self._patterns[type] = interleave(self.pool, Matrix(rows, type, WIDTH)).data.reshape(-1)
-        pattern, whole = self._patterns[type], len(self._memory) // len(self._patterns[type])
+        if wanted not in self._patterns:
+            shape = LANES * PATTERN_GROUPS, WIDTH
+            rows = random_rows(self.pool, np.random.default_rng(0), type, shape, 1 / sqrt(WIDTH))
+            data = interleave(self.pool, Matrix(rows, type, WIDTH)).data if interleaved else rows
+            self._patterns[wanted] = data.reshape(-1)
+        pattern = self._patterns[wanted]
+        whole = len(self._memory) // len(pattern)
         self._memory[: whole * len(pattern)].reshape(whole, -1)[:] = pattern
         self._memory[whole * len(pattern) :] = pattern[: len(self._memory) - whole * len(pattern)]
-        self._type = type
+        self._pattern = wanted
 
 
 def _row_bytes(type: str, columns: int) -> int:

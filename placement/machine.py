@@ -42,13 +42,13 @@ class LinearRate(Document):
     """Products of a weight matrix [M, K] with c columns: call_seconds + 2 M K c / flops(c) seconds.
 
     `verb`: "linear" (dense matrices), "heads" (one small matrix for each head), "experts" (gate, SiLU, up, down and
-    weighted sum of gated networks; c is then the number of tokens that chose an expert). Only "linear" must be there:
-    it stands in for the others.
+    weighted sum of gated networks; c is then the number of tokens that chose an expert), "mapped" ("linear", with the
+    weights as they are in the file, not rearranged). Only "linear" must be there: it stands in for the others.
     `flops_at`: (columns, FLOP/s), columns ascending from 1, with the weights streamed from memory, not from a cache.
     At 1 column this is the read bandwidth, as far as the kernel reaches it: FLOP/s = 2 bytes/s / bytes_per_weight.
     """
 
-    verb: Literal["linear", "heads", "experts"]
+    verb: Literal["linear", "heads", "experts", "mapped"]
     type: str  # GGUF type name
     bytes_per_weight: float
     # Whatever the size: dispatch, barrier, quantization of a row of activations. As in a recorded step, which calls

@@ -86,7 +86,7 @@ def test_stopwatch_takes_calls_in_turn() -> None:
     assert seen == [0, 1, 0, 1, 0, 1]
 
 
-@pytest.mark.parametrize("verb", ["linear", "heads", "experts"])
+@pytest.mark.parametrize("verb", ["linear", "heads", "experts", "mapped"])
 def test_calls_go_through_the_memory(pool: Pool, verb: str) -> None:
     """Each call computes with other weights, and with as many as it says."""
     kernels = KernelRates(pool, QUICK, nbytes=SMALL)
@@ -99,10 +99,12 @@ def test_calls_go_through_the_memory(pool: Pool, verb: str) -> None:
         after = [np.array(call(i), copy=True) for i in (0, last)]
         assert last > 0 and np.isfinite(before[0]).all()
         assert np.array_equal(before[0], after[0]) and not np.array_equal(before[1], after[1])
-        kernels._type = None  # fill it again
+        kernels._pattern = None  # fill it again
 
 
-@pytest.mark.parametrize(("verb", "type"), [("linear", "F32"), ("heads", "Q5_0"), ("experts", "Q2_K")])
+@pytest.mark.parametrize(
+    ("verb", "type"), [("linear", "F32"), ("heads", "Q5_0"), ("experts", "Q2_K"), ("mapped", "Q3_K")]
+)
 def test_rate_of_a_model_clock(pool: Pool, monkeypatch: pytest.MonkeyPatch, verb: str, type: str) -> None:
     """A kernel that takes 5 us a call and 20 ps for each weight and column is found to do so."""
     kernels = KernelRates(pool, QUICK, 16, SMALL)
@@ -161,10 +163,10 @@ def test_kernels_run_for_every_kv_type_and_verb(pool: Pool) -> None:
 def test_only_what_is_missing_is_measured(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = _fake_kernels(monkeypatch)
     known = measure_cpu(pool, QUICK, "cpu", rates_for(["Q4_K"]), ["f16"])
-    assert asked == ["verbs", "f16", "linear F32", "experts Q4_K", "heads Q4_K", "linear Q4_K"]
+    assert asked == ["verbs", "f16", "linear F32", "experts Q4_K", "heads Q4_K", "linear Q4_K", "mapped Q4_K"]
     asked.clear()
     more = measure_cpu(pool, QUICK, "cpu", rates_for(["Q4_K", "Q6_K"]), ["f16", "q8_0"], known)
-    assert asked == ["q8_0", "experts Q6_K", "heads Q6_K", "linear Q6_K"]
+    assert asked == ["q8_0", "experts Q6_K", "heads Q6_K", "linear Q6_K", "mapped Q6_K"]
     assert set(known.linear) < set(more.linear) and known.verbs == more.verbs
     asked.clear()
     assert measure_cpu(pool, QUICK, "cpu", rates_for(["Q6_K"]), ["f16"], more) == more and not asked
