@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from hetero.config import CONTEXT_LIMIT, ModelConfig
+from hetero.documents import read_document
 from hetero.errors import HeteroError, RequestError
 from hetero.free_memory import free_memory
 from hetero.gguf import open_gguf
@@ -13,7 +14,6 @@ from hetero.planning import (
     check_agreement,
     chosen_threads,
     model_of,
-    read_document,
     refusals,
     this_machine,
 )

@@ -1,6 +1,5 @@
 """From a file and a machine to a plan: what `hetero plan` shows is what `hetero.load` carries out."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hetero.config import ModelConfig, RunConfig
+from hetero.documents import read_document
 from hetero.errors import RequestError, ResourceError, UnsupportedError
 from hetero.free_memory import free_memory
 from hetero.gguf import GGUFFile
@@ -190,16 +190,6 @@ def _planned(model: Model, machine: Machine, run: RunConfig, memory: int | None,
 def _refuse_sequences(run: RunConfig) -> None:
     if run.sequences > 1:
         raise UnsupportedError(f"{run.sequences} sequences", "one is served in this version", "leave out --sequences")
-
-
-def read_document(path: str) -> Any:
-    """The JSON document in a file."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}", "", "check the path") from None
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is no JSON document: {error!s:.80}", "", "write it anew") from None
 
 
 def check_agreement(path: str, plan: Plan, given: Mapping[str, Any]) -> None:

@@ -1,18 +1,24 @@
 """Frozen dataclasses as JSON documents and back, strictly: every key must be there, none may be unknown.
 
 Field types: int, float, str, bool, Literal, dataclasses, X | None, tuple[X, ...], tuple[X, Y]. Numbers are never
-negative here, and always finite; tuples are lists in JSON.
+negative here, and always finite, integers below 2**63; tuples are lists in JSON.
 """
 
 import types
 from dataclasses import fields, is_dataclass
 from functools import cache
 from math import isfinite
+from reprlib import Repr
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from placement.errors import InvalidDocument
 
 T = TypeVar("T")
+
+INTEGERS = 1 << 63  # beyond them sums and products need not be floats any more
+_SHORT = Repr()  # of what is wrong, however deep or long it is
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlong = 40
 
 
 @cache
@@ -26,10 +32,11 @@ class Document:
     def __post_init__(self) -> None:
         kind: Any = type(self)
         for name, hint in _hints(kind).items():
-            _check(getattr(self, name), hint, f"{type(self).__name__}.{name}")
+            _check(getattr(self, name), hint, f"{kind.__name__}.{name}")
 
     def to_json(self) -> dict[str, Any]:
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+        kind: Any = type(self)
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(kind)}
 
     @classmethod
     def from_json(cls: type[T], document: Any) -> T:
@@ -71,7 +78,7 @@ def _made_dataclass(value: Any, hint: Any, where: str) -> Any:
     hints = _hints(hint)
     for keys, problem in ((sorted(hints.keys() - value.keys()), "missing"), (value.keys() - hints.keys(), "unknown")):
         if keys:
-            names = ", ".join(map(repr, sorted(map(str, keys))))
+            names = ", ".join(map(_short, sorted(map(str, keys))))
             known = f"{hint.__name__} has the keys {', '.join(hints)}"
             raise InvalidDocument(f"{where}: {problem} keys: {names:.200}", known, "correct the document")
     return hint(**{name: _made(value[name], kind, f"{where}.{name}") for name, kind in hints.items()})
@@ -87,10 +94,12 @@ def _check(value: Any, hint: Any, where: str) -> None:
             _check(value, next(item for item in arguments if item is not type(None)), where)
     elif origin is tuple:
         _check_tuple(value, arguments, where)
-    elif hint is int or hint is float:
-        kinds = (int,) if hint is int else (int, float)
-        if type(value) not in kinds or not isfinite(value) or value < 0:
-            raise _wrong(where, value, "an integer, 0 or more" if hint is int else "a finite number, 0 or more")
+    elif hint is int:
+        if type(value) is not int or not 0 <= value < INTEGERS:
+            raise _wrong(where, value, "an integer, 0 or more" + " and below 2**63" * _is_large(value))
+    elif hint is float:
+        if type(value) not in (int, float) or _is_large(value) or not (isfinite(value) and value >= 0):
+            raise _wrong(where, value, "a finite number, 0 or more")
     elif not isinstance(value, hint):
         raise _wrong(where, value, f"a {hint.__name__}")
 
@@ -105,5 +114,17 @@ def _check_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> None:
         _check(item, kind, f"{where}[{i}]")
 
 
+def _is_large(value: Any) -> bool:
+    """An integer that is none of ours, and perhaps no float either."""
+    return type(value) is int and not -INTEGERS < value < INTEGERS
+
+
 def _wrong(where: str, value: Any, wanted: str) -> InvalidDocument:
-    return InvalidDocument(f"{where} = {value!r:.80}", f"needed is {wanted}", "correct it")
+    return InvalidDocument(f"{where} = {_short(value)}", f"needed is {wanted}", "correct it")
+
+
+def _short(value: Any) -> str:
+    """At most 80 characters; of integers of any size, which Python does not print from 4300 digits on."""
+    if _is_large(value):
+        return f"an integer of {value.bit_length()} bits"
+    return f"{_SHORT.repr(value):.80}"

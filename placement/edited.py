@@ -1,5 +1,6 @@
 """A plan that came back from its reader, edited perhaps: checked against model and machine, predicted anew."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,24 +54,29 @@ def refuse_overfull(memories: Sequence[Any]) -> None:
 
 def check_places(model: Model, machine: Machine, placed: Sequence[Placed]) -> None:
     """Every tensor, all its bytes, in places that exist; whole where it must be."""
-    found, known = by_tensor(placed), {memory.name for memory in machine.memories} | {DISK}
-    names = {tensor.name for tensor in model.tensors}
-    for name in (*(found.keys() - names), *(names - found.keys())):
-        raise _wrong(name, "is in the plan only" if name in found else "is in the model only")
+    known = {memory.name for memory in machine.memories} | {DISK}
+    names, counts = {tensor.name for tensor in model.tensors}, Counter(one.name for one in placed)
+    for name in sorted(counts.keys() ^ names):
+        where = "is in the plan only" if name in counts else "is in the model only"
+        raise _wrong(name, where, f"a plan has each of the {len(names)} tensors of {model.name}, and no other")
+    for name, count in counts.items():
+        if count > len(known):
+            raise _wrong(name, f"is in {count} places", f"this machine has {', '.join(sorted(known))}")
+    found = by_tensor(placed)
     routed = {tensor.name for tensor in model.by_part["routed experts"]}
     for tensor in model.tensors:
         parts = found[tensor.name]
         places = [one.place for one in parts]
         for place in places:
             if place not in known:
-                raise _wrong(tensor.name, f"is in {place!r}; this machine has {', '.join(sorted(known))}")
+                raise _wrong(tensor.name, f"is in {place!r:.40}", f"this machine has {', '.join(sorted(known))}")
         if len(set(places)) < len(places):
-            raise _wrong(tensor.name, "is twice in one place")
+            raise _wrong(tensor.name, "is twice in one place", "what one memory holds of it is one entry")
         if sum(one.bytes for one in parts) != tensor.nbytes:
             size = sum(one.bytes for one in parts)
-            raise _wrong(tensor.name, f"has {tensor.nbytes} bytes in the model, {size} in the plan")
+            raise _wrong(tensor.name, f"has {size} bytes in the plan", f"it has {tensor.nbytes} bytes in the model")
         if GPU in places and len(places) > 1 and tensor.name not in routed:
-            raise _wrong(tensor.name, "is divided between the GPU and other places; only routed experts may be")
+            raise _wrong(tensor.name, "is divided between the GPU and other places", "only routed experts may be")
         _check_experts(model, tensor, parts, tensor.name in routed)
     _check_layers(model, found)
 
@@ -78,16 +84,19 @@ def check_places(model: Model, machine: Machine, placed: Sequence[Placed]) -> No
 def _check_experts(model: Model, tensor: Tensor, parts: Sequence[Placed], routed: bool) -> None:
     for one in parts:
         if one.place == GPU and one.experts is None and one.bytes < tensor.nbytes:
-            raise _wrong(tensor.name, "is on the GPU in part: which experts is not said")
+            raise _wrong(tensor.name, "is on the GPU in part: which experts is not said", "its `experts` lists them")
         if one.experts is None:
             continue
         if one.place != GPU or not routed:
-            raise _wrong(tensor.name, "lists experts; only routed experts on the GPU are listed")
+            raise _wrong(tensor.name, "lists experts", "only routed experts on the GPU are listed")
         count = len(one.experts)
         if sorted(set(one.experts)) != list(one.experts) or one.experts[-1:] > (model.dimensions.experts - 1,):
-            raise _wrong(tensor.name, f"lists experts that do not ascend from 0 to {model.dimensions.experts - 1}")
-        if one.bytes != tensor.nbytes // model.dimensions.experts * count:
-            raise _wrong(tensor.name, f"has {one.bytes} bytes on the GPU, which is not {count} experts")
+            limit = f"they ascend, from 0 to at most {model.dimensions.experts - 1}"
+            raise _wrong(tensor.name, "lists experts twice, in disorder, or such as there are none", limit)
+        size = tensor.nbytes // model.dimensions.experts
+        if one.bytes != size * count:
+            limit = f"an expert has {size} bytes, and {count} are listed"
+            raise _wrong(tensor.name, f"has {one.bytes} bytes on the GPU", limit)
 
 
 def _check_layers(model: Model, found: dict[str, tuple[Placed, ...]]) -> None:
@@ -95,12 +104,14 @@ def _check_layers(model: Model, found: dict[str, tuple[Placed, ...]]) -> None:
     for layer, tensors in model.routed_by_layer.items():
         there = [[one.experts for one in found[tensor.name] if one.place == GPU] for tensor in tensors]
         if any(one != there[0] for one in there):
-            raise _wrong(f"blk.{layer}.ffn_*_exps.weight", "are on the GPU with different experts")
+            name = f"blk.{layer}.ffn_*_exps.weight"
+            raise _wrong(name, "is on the GPU with different experts", "gate, up and down have the same")
     where: dict[int | None, bool] = {}
     for tensor in model.by_part["mla"]:
         on_gpu = found[tensor.name][0].place == GPU
         if where.setdefault(tensor.layer, on_gpu) != on_gpu:
-            raise _wrong(tensor.name, "is not on the processor of the other tensors of its attention")
+            limit = "the attention of a layer is on one of them"
+            raise _wrong(tensor.name, "is not on the processor of the other tensors of its attention", limit)
 
 
 def _gpu_layers(model: Model, found: dict[str, tuple[Placed, ...]]) -> int:
@@ -124,8 +135,8 @@ def _names(machine: Machine) -> set[str]:
     return {node.name for node in machine.nodes}
 
 
-def _wrong(tensor: str, problem: str) -> PlacementError:
-    return PlacementError(f"the plan's tensor {tensor!r:.100} {problem}", "", _REMEDY)
+def _wrong(tensor: str, problem: str, limit: str) -> PlacementError:
+    return PlacementError(f"the plan's tensor {tensor!r:.100} {problem}", limit, _REMEDY)
 
 
 def _gib(size: int) -> str:
