@@ -2,12 +2,13 @@
 
     python -m benchmarks.predictions [--lite FILE] [--slice FILE] [--cases lite,deepseek-v3:q2_k/1]
 
-Each model is loaded once. Then the kernels that it uses are probed (hetero.cpu_rates: on weights of their own, in
-matrices of their own size, never a layer of the model) and its speeds are measured, in turns, because a shared machine
-drifts, within seconds by a factor of two. Each measurement is compared with what follows from the probes around it, up
-to AROUND on each side: of each of their figures the median. What counts is the median of the rounds' ratios of
-predicted to measured tokens/s. Measured are medians too: of the decoded tokens, of REPEATED prompts. For decoding
-after 4096 tokens the cache is filled with random values, not by a prompt.
+Each model is loaded once. For each figure the kernels that count for it are probed (hetero.cpu_rates: on weights of
+their own, in matrices of their own size, never a layer of the model) and it is measured, in turns, because a shared
+machine drifts, within seconds by a factor of two. A measurement is compared with what follows from the probes around
+it, up to AROUND on each side: of each of their rates the median. What counts is the median of the rounds' ratios of
+predicted to measured tokens/s. Measured are medians too: of DECODED tokens, after WARM others, because memory that
+was not read for some seconds is slow at first on a virtual machine; of REPEATED prompts. For decoding after 4096 tokens
+the cache is filled with random values, not by a prompt.
 
 A name with a slash is a synthetic model: a preset, and how many of its layers with experts (hetero.synthetic).
 The table goes to stderr, one JSON document comes last, on stdout.
@@ -16,6 +17,7 @@ The table goes to stderr, one JSON document comes last, on stdout.
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -43,11 +45,11 @@ from placement.work import Layout
 FILES = ("lite", "slice")
 PRESETS = {"q2_k": (1, 2, 3), "q4_k_m": (1, 2), "q8_0": (1,)}
 CASES = (*FILES, *(f"deepseek-v3:{type}/{layers}" for type, counts in PRESETS.items() for layers in counts))
-DEPTHS, PROMPTS, DECODED, CONTEXT = (0, 4096), (64, 512), 16, 4160
+DEPTHS, PROMPTS, CONTEXT = (0, 4096), (64, 512), 4160
+DECODED, WARM, REPEATED = 32, 16, {64: 5, 512: 2}  # tokens; prompts
 ENOUGH = 1 << 45  # bytes of a memory that is never the limit
 LIMIT = 0.15
 AROUND = 2  # probes
-REPEATED = {64: 5, 512: 2}  # prompts
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,11 @@ class Loaded:
     def of(cls, engine: Engine, model: Model) -> "Loaded":
         return cls(engine, model, tuple(Placed(t.name, "node0", t.nbytes) for t in model.tensors))
 
-    def probed(self, stopwatch: Stopwatch) -> Machine:
-        """Every kernel that the model uses."""
+    def probed(self, stopwatch: Stopwatch, columns: int) -> Machine:
+        """Every kernel that the model uses, with up to so many columns."""
         pool, kv = self.engine.pool, self.engine.run.kv
         wanted = {(kind.verb, kind.type) for kind in Layout(self.model, self.placed).products}
-        cpu = measure_cpu(pool, stopwatch, "", wanted, [kv])
+        cpu = measure_cpu(pool, stopwatch, "", wanted, [kv], most=columns)
         return Machine("", True, (Memory("node0", "dram", ENOUGH, read_bandwidth(pool)),), (), (cpu,))
 
     def predictor(self, machine: Machine) -> Predictor:
@@ -84,22 +86,44 @@ class Loaded:
             write_cache(self.engine.pool, layer, latent, key, slots)
 
     def decode(self, ids: list[int], depth: int) -> float:
-        """Tokens/s: DECODED tokens after `depth` and one more."""
+        """Tokens/s after `depth` tokens and a few."""
         self.engine.forget()
         self.engine.cache.extend(0, ids[:depth])
-        times = []
-        for _ in self.engine.generate(ids[: depth + 1], Sampling(temperature=0.0, max_tokens=DECODED + 1), ()):
+        times, limit = [], WARM + DECODED + 1
+        for _ in self.engine.generate(ids[: depth + 1], Sampling(temperature=0.0, max_tokens=limit), ()):
             times.append(perf_counter())
-        return 1 / median(after - before for before, after in pairwise(times))
+        return 1 / median(after - before for before, after in pairwise(times[WARM:]))
 
-    def prefill(self, ids: list[int]) -> float:
+    def prefill(self, ids: list[int], tokens: int) -> float:
         speeds = []
-        for _ in range(REPEATED[len(ids)]):
+        for _ in range(REPEATED[tokens]):
             self.engine.forget()
-            for _ in self.engine.generate(ids, Sampling(temperature=0.0, max_tokens=1), ()):
+            for _ in self.engine.generate(ids[:tokens], Sampling(temperature=0.0, max_tokens=1), ()):
                 pass
             speeds.append(self.engine.telemetry.prompt_tokens_per_second)
         return median(speeds)
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    columns: int  # of products, at most: all that have to be probed
+    measure: Callable[[Loaded, list[int]], float]  # tokens/s
+    predict: Callable[[Predictor], DecodeSpeed | PrefillSpeed]
+
+
+def decode_at(depth: int) -> Figure:
+    middle = depth + WARM + DECODED // 2
+    return Figure(f"decode at {depth}", 1, lambda there, ids: there.decode(ids, depth), lambda of: of.decode(middle))
+
+
+def prefill_of(tokens: int) -> Figure:
+    return Figure(
+        f"prefill {tokens}", tokens, lambda there, ids: there.prefill(ids, tokens), lambda of: of.prefill(tokens)
+    )
+
+
+FIGURES = (*(decode_at(depth) for depth in DEPTHS), *(prefill_of(tokens) for tokens in PROMPTS))
 
 
 def loaded(case: str, options: argparse.Namespace) -> Loaded:
@@ -112,37 +136,19 @@ def loaded(case: str, options: argparse.Namespace) -> Loaded:
     return Loaded.of(load_slice(made, run), made.model)
 
 
-Speeds = dict[str, float]  # tokens/s of each figure
-
-
-def predicted(speed: Predictor) -> tuple[Speeds, dict[str, dict[str, float]]]:
-    """And the seconds of the parts."""
-    decode = {f"decode at {depth}": speed.decode(depth + 1 + DECODED // 2) for depth in DEPTHS}
-    prefill = {f"prefill {tokens}": speed.prefill(tokens) for tokens in PROMPTS}
-    every: dict[str, DecodeSpeed | PrefillSpeed] = {**decode, **prefill}
-    parts = {name: {part.part: part.seconds for part in found.parts} for name, found in every.items()}
-    return {name: found.tokens_per_second for name, found in every.items()}, parts
-
-
-def measured(there: Loaded, ids: list[int]) -> Speeds:
-    decode = {f"decode at {depth}": there.decode(ids, depth) for depth in DEPTHS}
-    return decode | {f"prefill {tokens}": there.prefill(ids[:tokens]) for tokens in PROMPTS}
-
-
-def rounds(there: Loaded, options: argparse.Namespace) -> list[dict]:
-    ids = np.random.default_rng(0).integers(0, there.engine.config.vocab_size, CONTEXT).tolist()
-    there.fill_cache()
-    there.prefill(ids[: PROMPTS[0]])  # what is allocated or touched for the first time
-    stopwatch = Stopwatch(options.seconds)
-    probes, speeds = [there.probed(stopwatch)], list[Speeds]()
+def rounds(there: Loaded, figure: Figure, ids: list[int], options: argparse.Namespace) -> list[dict]:
+    stopwatch, speeds = Stopwatch(options.seconds), list[float]()
+    figure.measure(there, ids)  # what is allocated or touched for the first time
+    probes = [there.probed(stopwatch, figure.columns)]
     for _ in range(options.rounds):
-        speeds.append(measured(there, ids))
-        probes.append(there.probed(stopwatch))
-        print("  ".join(f"{name} {one:.1f}" for name, one in speeds[-1].items()), file=sys.stderr, flush=True)
+        speeds.append(figure.measure(there, ids))
+        probes.append(there.probed(stopwatch, figure.columns))
     found = []
     for i, speed in enumerate(speeds):
-        expected, parts = predicted(there.predictor(typical(probes[max(0, i + 1 - AROUND) : i + 1 + AROUND])))
-        found.append({"predicted": expected, "measured": speed, "parts": parts})
+        around = typical(probes[max(0, i + 1 - AROUND) : i + 1 + AROUND])
+        expected = figure.predict(there.predictor(around))
+        parts = {part.part: part.seconds for part in expected.parts}
+        found.append({"predicted": expected.tokens_per_second, "measured": speed, "parts": parts})
     return found
 
 
@@ -160,39 +166,36 @@ def _typical(values: list[Any]) -> Any:
     return median(values) if isinstance(first, float) else first
 
 
-def results(case: str, series: list[dict]) -> list[dict]:
-    """A row for each figure."""
-    found = []
-    for name in series[0]["measured"]:
-        pairs = [(one["predicted"][name], one["measured"][name]) for one in series]
-        ratios = [ours / theirs for ours, theirs in pairs]
-        row = {
-            "case": case,
-            "figure": name,
-            "predicted": median(ours for ours, _ in pairs),
-            "measured": median(theirs for _, theirs in pairs),
-            "ratio": median(ratios),
-            "within": abs(median(ratios) - 1) <= LIMIT,
-            "ratios": ratios,
-            "seconds_by_part": series[-1]["parts"][name],
-        }
-        print(
-            f"{case:<24}{name:<16}predicted{row['predicted']:9.2f}  measured{row['measured']:9.2f} tok/s"
-            f"  ratio {row['ratio']:.2f}  ({' '.join(f'{ratio:.2f}' for ratio in ratios)})",
-            file=sys.stderr,
-            flush=True,
-        )
-        found.append(row)
-    return found
+def result(case: str, figure: Figure, series: list[dict]) -> dict:
+    ratios = [one["predicted"] / one["measured"] for one in series]
+    row = {
+        "case": case,
+        "figure": figure.name,
+        "predicted": median(one["predicted"] for one in series),
+        "measured": median(one["measured"] for one in series),
+        "ratio": median(ratios),
+        "within": abs(median(ratios) - 1) <= LIMIT,
+        "ratios": ratios,
+        "seconds_by_part": series[-1]["parts"],
+    }
+    print(
+        f"{case:<24}{figure.name:<16}predicted{row['predicted']:9.2f}  measured{row['measured']:9.2f} tok/s"
+        f"  ratio {row['ratio']:.2f}  ({' '.join(f'{ratio:.2f}' for ratio in ratios)})",
+        file=sys.stderr,
+        flush=True,
+    )
+    return row
 
 
 def measure(case: str, options: argparse.Namespace) -> list[dict]:
     started = perf_counter()
     there = loaded(case, options)
     with closing(there.engine):
-        series = rounds(there, options)
+        ids = np.random.default_rng(0).integers(0, there.engine.config.vocab_size, CONTEXT).tolist()
+        there.fill_cache()
+        rows = [result(case, figure, rounds(there, figure, ids, options)) for figure in FIGURES]
     print(f"{case:<24}{perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    return results(case, series)
+    return rows
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from cpu_kernels import Pool
-from hetero.kernel_rates import KernelRates, Verb
+from hetero.kernel_rates import MOST_COLUMNS, KernelRates, Verb
 from hetero.stopwatch import Stopwatch
 from hetero.verb_rates import KV, AttentionRates, verb_rates
 from placement.machine import CPU, Processor
@@ -25,8 +25,9 @@ def measure_cpu(
     wanted: Iterable[Wanted],
     kv: Iterable[KV],
     known: Processor | None = None,
+    most: int = MOST_COLUMNS,
 ) -> Processor:
-    """`known`: measured before, with other types."""
+    """`known`: measured before, with other types. `most` columns of products."""
     linear = {(rate.verb, rate.type): rate for rate in known.linear} if known else {}
     attention = {rate.kv: rate for rate in known.attention} if known else {}
     missing = sorted({(type, verb) for verb, type in wanted if (verb, type) not in linear})
@@ -37,6 +38,6 @@ def measure_cpu(
         attention |= {kv: rates.rate(kv) for kv in missing_kv}
         del rates
     if missing:
-        kernels = KernelRates(pool, stopwatch)
+        kernels = KernelRates(pool, stopwatch, most)
         linear |= {(verb, type): kernels.rate(verb, type) for type, verb in missing}
     return Processor(CPU, description, pool.threads, tuple(linear.values()), tuple(attention.values()), verbs)

@@ -5,7 +5,7 @@ types, is cut into matrices that are taken in turn. Up to 8 columns the calls ar
 does with few tokens. Matrices of a second size tell what a call costs whatever its size. No layer of a model is timed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from math import sqrt
 from statistics import median
@@ -30,7 +30,7 @@ VERB_COLUMNS = {
     "linear": (1, 2, 4, 8, 16, 64, 256),
     "heads": (1, 8, 64),
 }
-RECORDED = 8  # columns
+MOST_COLUMNS, RECORDED = 256, 8
 # Values of a row: so many that 256 columns do not fit into a core's own cache, as in a model. Rows of an expert's gate
 WIDTH, HIDDEN = 4096, 2048
 LARGE, SMALL = 8 << 20, 1 << 20  # bytes of a matrix
@@ -48,10 +48,10 @@ class Calls(NamedTuple):
 
 
 class KernelRates:
-    """Holds the memory; `rate(verb, type)` measures."""
+    """Holds the memory; `rate(verb, type)` measures, up to so many columns."""
 
-    def __init__(self, pool: Pool, stopwatch: Stopwatch, nbytes: int = ROTATED_BYTES, columns: Sequence[int] = ()):
-        self.pool, self.stopwatch, self.columns = pool, stopwatch, columns
+    def __init__(self, pool: Pool, stopwatch: Stopwatch, most: int = MOST_COLUMNS, nbytes: int = ROTATED_BYTES):
+        self.pool, self.stopwatch, self.most = pool, stopwatch, most
         nodes = tuple(dict.fromkeys(node.id for node in pool.nodes))
         self._memory, _ = allocate(nbytes, nodes if len(nodes) > 1 else None)
         self._patterns = dict[str, np.ndarray]()
@@ -61,7 +61,7 @@ class KernelRates:
         make = {"linear": self._linear, "heads": self._heads, "experts": self._experts}[verb]
         _, values, size = QUANT[type]
         large, small = make(type, True), make(type, False)
-        seconds = {columns: self._time(large, columns) for columns in self.columns or VERB_COLUMNS[verb]}
+        seconds = {columns: self._time(large, columns) for columns in VERB_COLUMNS[verb] if columns <= self.most}
         again = self._time(large, 1)
         few = self._time(small, 1)
         # one column three times, some time apart: decoding is nothing else, and a shared machine drifts

@@ -20,6 +20,7 @@ from hetero.planning import (
 from hetero.sizes import format_size
 from hetero.tensors import check_tensors
 from placement import Description, Machine, Model, Plan, Settings, describe, make_plan, preset, replan
+from placement.document import short
 from placement.presets import note
 
 # Any of these describes another machine; its memory is then --memory, and its GPU's --gpu-memory
@@ -165,11 +166,15 @@ def read_expert_counts(path: str, model: Model) -> tuple[tuple[int, ...], ...]:
     document = read_document(path)
     counts = document.get("counts") if isinstance(document, dict) else None
     rows: list[Any] = counts if isinstance(counts, list) else [None]
-    if not all(isinstance(row, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in row) for row in rows):
+    if not rows or not all(isinstance(row, list) and row and all(map(_is_count, row)) for row in rows):
         limit = "needed is counts[layer][expert], integers, 0 or more"
         raise RequestError(f"{path} holds no expert counts", limit, "write it with hetero eval --expert-counts FILE")
     first, dense = document.get("first_layer"), model.dimensions.dense_layers
-    if first != dense:
+    if type(first) is not int or first != dense:
         limit = f"those of {model.name} begin at layer {dense}"
-        raise RequestError(f"{path}: first_layer = {first!r:.20}", limit, "count the experts of this very model")
+        raise RequestError(f"{path}: first_layer = {short(first)}", limit, "count the experts of this very model")
     return tuple(tuple(row) for row in rows)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62

@@ -1,6 +1,5 @@
 """From a file and a machine to a plan: what `hetero plan` shows is what `hetero.load` carries out."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -13,7 +12,7 @@ from hetero.documents import read_document
 from hetero.errors import RequestError, ResourceError, UnsupportedError
 from hetero.free_memory import free_memory
 from hetero.gguf import GGUFFile
-from hetero.saved_machine import fingerprint, read
+from hetero.saved_machine import fingerprint, read, with_disk
 from hetero.sizes import format_size
 from placement import (
     Description,
@@ -129,14 +128,10 @@ def with_free_memory(machine: Machine, free: int) -> Machine:
 def this_machine(threads: int | None = None, path: str | Path | None = None) -> Machine:
     """As hetero.probe measured it last with so many threads, if it did; with the memory that is free now. `path`: on
     its disk. Measures nothing."""
-    saved, unmeasured = read(fingerprint(chosen_threads(threads))), unmeasured_machine()
-    machine = with_free_memory(saved.machine if saved else unmeasured, free_memory())
+    saved = read(fingerprint(chosen_threads(threads)))
     if saved is None:
-        return machine
-    assert unmeasured.disk is not None, "a described machine has a disk"
-    rate = dict(saved.disks).get(f"{os.stat(path).st_dev:x}") if path is not None else None
-    disk = replace(unmeasured.disk, read_bandwidth=rate or unmeasured.disk.read_bandwidth)
-    return replace(machine, memories=(*machine.memories, disk))
+        return with_free_memory(unmeasured_machine(), free_memory())
+    return with_disk(with_free_memory(saved.machine, free_memory()), path or ".", dict(saved.disks))
 
 
 def plan_to_run(file: GGUFFile, config: ModelConfig, run: RunConfig) -> Planned:

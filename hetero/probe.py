@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,9 @@ import psutil
 
 from hetero.free_memory import free_memory
 from hetero.planning import with_free_memory
-from hetero.saved_machine import Saved, cpu_name, fingerprint, read, write
+from hetero.saved_machine import Saved, cpu_name, file_system, fingerprint, read, with_disk, write
 from hetero.stopwatch import Stopwatch
-from placement.machine import DISK, Machine, Memory
+from placement.machine import Machine, Memory
 from placement.model import Model, Part
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from hetero.verb_rates import KV
 
 READ_SECONDS = 0.3
-ASSUMED_DISK = 1e9  # bytes/s, where there is no file to read
 
 
 def machine() -> dict[str, Any]:
@@ -90,14 +90,15 @@ def probe(
     before = None if refresh else read(key)
     found = _measured(pool, types, kv, stopwatch, before.machine if before else None)
     disks = dict(before.disks) if before else {}
-    if path is not None and _file_system(path) not in disks:
+    if path is not None and file_system(path) not in disks:
         from hetero.disk_rate import disk_rate
 
         rate = disk_rate(Path(path), stopwatch.clock)
-        disks |= {_file_system(path): rate} if rate else {}
+        disks |= {file_system(path): rate} if rate else {}
     saved = Saved(found, tuple(disks.items()))
     problem = write(key, saved) if saved != before else ""
-    return _with_disk(with_free_memory(found, free_memory()), path or ".", disks, problem)
+    machine = with_disk(with_free_memory(found, free_memory()), path or ".", disks)
+    return replace(machine, notes=(*machine.notes, problem)) if problem else machine
 
 
 def _measured(
@@ -138,19 +139,3 @@ def _gpu(stopwatch: Stopwatch) -> Any:
 
     torch = installed_torch()
     return None if torch is None else measure_gpu(stopwatch, torch)
-
-
-def _file_system(path: str | Path) -> str:
-    return f"{os.stat(path).st_dev:x}"
-
-
-def _with_disk(machine: Machine, path: str | Path, disks: dict[str, float], problem: str) -> Machine:
-    """The disk under `path`, and why rates could not be saved."""
-    rate, notes = disks.get(_file_system(path)), [*machine.notes, problem]
-    status = os.statvfs(path)
-    size = status.f_frsize * status.f_blocks  # all of it: the model's file is there already
-    if rate is None:
-        notes.append(f"the disk was not measured: {ASSUMED_DISK / 1e9:.0f} GB/s is assumed")
-    disk = Memory(DISK, "disk", size, rate or ASSUMED_DISK)
-    memories, kept = (*machine.memories, disk), tuple(note for note in notes if note)
-    return Machine(machine.name, True, memories, machine.links, machine.processors, kept)

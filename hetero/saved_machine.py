@@ -7,17 +7,22 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from placement import Machine, PlacementError
+from placement import Machine, Memory, PlacementError
 from placement.document import Document
+from placement.known_parts import DISK_BANDWIDTH
+from placement.machine import DISK
 
 VERSION = 1  # of the file, and of how rates are measured
 MOST_BYTES = 16 << 20
+SPEEDS = 1.0, 1e18  # bytes/s and FLOP/s that a machine may have
+MOST_SECONDS = 60.0  # of one call
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 
@@ -27,6 +32,35 @@ class Saved(Document):
 
     machine: Machine
     disks: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def plausible(self) -> bool:
+        """Some machine may have such rates: none of them 0, which predictions divide by. Disks are kept apart."""
+        low, high = SPEEDS
+        fast = all(low <= speed <= high for speed in self._speeds())
+        short = all(seconds <= MOST_SECONDS for seconds in self._seconds())
+        threads = all(processor.threads for processor in self.machine.processors)
+        return fast and short and threads and all(memory.name != DISK for memory in self.machine.memories)
+
+    def _speeds(self) -> Iterator[float]:
+        machine = self.machine
+        yield machine.dram_bandwidth
+        yield from (memory.read_bandwidth for memory in machine.memories if memory.kind != "dram")
+        yield from (speed for _, speed in self.disks)
+        for link in machine.links:
+            yield from (link.to_gpu_pinned, link.to_gpu_pageable, link.from_gpu_pinned, link.from_gpu_pageable)
+        for processor in machine.processors:
+            yield from (flops for rate in processor.linear for _, flops in rate.flops_at)
+            for rate in processor.attention:
+                yield from (rate.decode, rate.absorbed, rate.expanded)
+
+    def _seconds(self) -> Iterator[float]:
+        yield from (link.latency for link in self.machine.links)
+        for processor in self.machine.processors:
+            yield from (rate.call_seconds for rate in processor.linear)
+            yield from (seconds for rate in processor.verbs for seconds in (rate.call_seconds, rate.value_seconds))
+            for rate in processor.attention:
+                yield from (rate.call_seconds, rate.row_seconds, rate.value_seconds)
 
 
 def directory() -> Path:
@@ -74,6 +108,22 @@ def path_for(key: dict[str, Any]) -> Path:
     return directory() / f"machine-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
+def file_system(path: str | Path) -> str:
+    """Name of the one that holds `path`, as `Saved.disks` has it."""
+    return f"{os.stat(path).st_dev:x}"
+
+
+def with_disk(machine: Machine, path: str | Path, disks: Mapping[str, float]) -> Machine:
+    """With the disk under `path`, and a note where its rate is not among `disks`."""
+    rate, notes = disks.get(file_system(path)), machine.notes
+    status = os.statvfs(path)
+    if rate is None:
+        notes = (*notes, f"the disk was not measured: {DISK_BANDWIDTH / 1e9:g} GB/s are assumed")
+    # all of it: the model's file is there already
+    disk = Memory(DISK, "disk", status.f_frsize * status.f_blocks, rate or DISK_BANDWIDTH)
+    return replace(machine, memories=(*machine.memories, disk), notes=notes)
+
+
 def read(key: dict[str, Any]) -> Saved | None:
     """What was saved under this fingerprint; None where nothing was, or nothing that can be used."""
     try:
@@ -84,7 +134,8 @@ def read(key: dict[str, Any]) -> Saved | None:
             document = json.loads(file.read(MOST_BYTES))
         if not isinstance(document, dict) or document.pop("fingerprint", None) != key:
             return None
-        return Saved.from_json(document)
+        saved = Saved.from_json(document)
+        return saved if saved.plausible else None
     except (OSError, RuntimeError, ValueError, RecursionError, PlacementError):
         return None
 

@@ -78,7 +78,7 @@ def _made_dataclass(value: Any, hint: Any, where: str) -> Any:
     hints = _hints(hint)
     for keys, problem in ((sorted(hints.keys() - value.keys()), "missing"), (value.keys() - hints.keys(), "unknown")):
         if keys:
-            names = ", ".join(map(_short, sorted(map(str, keys))))
+            names = ", ".join(map(short, sorted(map(str, keys))))
             known = f"{hint.__name__} has the keys {', '.join(hints)}"
             raise InvalidDocument(f"{where}: {problem} keys: {names:.200}", known, "correct the document")
     return hint(**{name: _made(value[name], kind, f"{where}.{name}") for name, kind in hints.items()})
@@ -120,10 +120,10 @@ def _is_large(value: Any) -> bool:
 
 
 def _wrong(where: str, value: Any, wanted: str) -> InvalidDocument:
-    return InvalidDocument(f"{where} = {_short(value)}", f"needed is {wanted}", "correct it")
+    return InvalidDocument(f"{where} = {short(value)}", f"needed is {wanted}", "correct it")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """At most 80 characters; of integers of any size, which Python does not print from 4300 digits on."""
     if _is_large(value):
         return f"an integer of {value.bit_length()} bits"

@@ -28,6 +28,7 @@ from hetero.plan_request import PlanRequest, run_plan
 from hetero.planning import plan_to_run, this_machine, unmeasured_machine, with_free_memory
 from hetero.saved_machine import Saved, fingerprint, write
 from placement import Description, Machine, Predictor, Settings, describe, make_plan, preset
+from placement.known_parts import DISK_BANDWIDTH
 from tests.model_files import add_metadata
 from tests.model_shapes import SHAPES
 from tests.prompts import prompt
@@ -187,11 +188,15 @@ def test_what_was_measured_is_used_again(document, probed, model_file) -> None:
     assert not write(fingerprint(threads), Saved(machine, ((disk, 123e6),)))
     assert document(path)["machine"] == "saved" and probed == []
     there = this_machine(threads, path)
-    assert there.disk is not None and there.disk.read_bandwidth == 123e6
+    assert there.disk is not None and there.disk.read_bandwidth == 123e6 and there.notes == ()
     assert document(path, "--refresh")["machine"] == "probed" and probed[0][-1] is True
     slow = replace(machine.cpu, linear=tuple(rate for rate in machine.cpu.linear if rate.type == "F32"))
     assert not write(fingerprint(threads), Saved(replace(machine, processors=(slow,)), ()))
     assert document(path)["machine"] == "probed", "rates of the file's types were missing"
+    assert not write(fingerprint(threads), Saved(machine, ()))
+    unread = this_machine(threads, path)
+    assert unread.disk is not None and unread.disk.read_bandwidth == DISK_BANDWIDTH
+    assert unread.notes == ("the disk was not measured: 5 GB/s are assumed",)
 
 
 def test_a_load_measures_nothing(probed, model_file) -> None:

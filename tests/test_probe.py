@@ -13,7 +13,7 @@ from cpu_kernels import Pool
 from hetero import cpu_rates, gpu_rates, probe, saved_machine
 from hetero.cpu_rates import measure_cpu, rates_for
 from hetero.disk_rate import LEAST_BYTES, disk_rate
-from hetero.kernel_rates import Calls, KernelRates
+from hetero.kernel_rates import VERB_COLUMNS, Calls, KernelRates
 from hetero.saved_machine import Saved
 from hetero.stopwatch import Stopwatch
 from hetero.verb_rates import CALLS_OF_A_PASS, AttentionRates, verb_rates
@@ -29,6 +29,7 @@ from placement import (
     VerbRate,
     preset,
 )
+from placement.known_parts import DISK_BANDWIDTH
 from placement.plan import Placed
 from placement.rates import Rates
 
@@ -88,7 +89,7 @@ def test_stopwatch_takes_calls_in_turn() -> None:
 @pytest.mark.parametrize("verb", ["linear", "heads", "experts"])
 def test_calls_go_through_the_memory(pool: Pool, verb: str) -> None:
     """Each call computes with other weights, and with as many as it says."""
-    kernels = KernelRates(pool, QUICK, SMALL)
+    kernels = KernelRates(pool, QUICK, nbytes=SMALL)
     for large in (True, False):
         calls: Calls = getattr(kernels, f"_{verb}")("Q4_K", large)
         call, last = calls.bind(2), calls.number - 1
@@ -104,17 +105,18 @@ def test_calls_go_through_the_memory(pool: Pool, verb: str) -> None:
 @pytest.mark.parametrize(("verb", "type"), [("linear", "F32"), ("heads", "Q5_0"), ("experts", "Q2_K")])
 def test_rate_of_a_model_clock(pool: Pool, monkeypatch: pytest.MonkeyPatch, verb: str, type: str) -> None:
     """A kernel that takes 5 us a call and 20 ps for each weight and column is found to do so."""
-    kernels = KernelRates(pool, QUICK, SMALL, columns=(1, 4, 64))
+    kernels = KernelRates(pool, QUICK, 16, SMALL)
     monkeypatch.setattr(kernels, "_time", lambda calls, columns: 5e-6 + 2e-11 * calls.weights * columns)
     rate = kernels.rate(verb, type)  # type: ignore[arg-type]
     assert rate.call_seconds == pytest.approx(5e-6)
-    assert [c for c, _ in rate.flops_at] == [1, 4, 64]
-    assert [flops for _, flops in rate.flops_at] == pytest.approx([1e11] * 3)
+    columns = [c for c in VERB_COLUMNS[verb] if c <= 16]  # type: ignore[index]
+    assert [c for c, _ in rate.flops_at] == columns != [*VERB_COLUMNS[verb]]  # type: ignore[index]
+    assert [flops for _, flops in rate.flops_at] == pytest.approx([1e11] * len(columns))
 
 
 def test_noise_never_makes_a_rate_nonsense(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small call that was disturbed takes longer than a large one."""
-    kernels = KernelRates(pool, QUICK, SMALL, columns=(1,))
+    kernels = KernelRates(pool, QUICK, 1, SMALL)
     monkeypatch.setattr(kernels, "_time", lambda calls, columns: 1.0 if calls.weights < 1 << 22 else 1e-3)
     rate = kernels.rate("linear", "Q4_K")
     assert rate.flops_at[0][1] > 0 and rate.call_seconds >= 0
@@ -184,7 +186,7 @@ def test_probe_measures_once(pool: Pool, monkeypatch: pytest.MonkeyPatch, cache:
 def test_the_disk_is_read_once(pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _fake_kernels(monkeypatch)
     unread = probe.probe(pool, [])
-    assert unread.disk is not None and unread.disk.read_bandwidth == probe.ASSUMED_DISK
+    assert unread.disk is not None and unread.disk.read_bandwidth == DISK_BANDWIDTH
     assert any("disk was not measured" in note for note in unread.notes)
     monkeypatch.setattr("hetero.disk_rate.disk_rate", lambda path, clock: 3e9)
     read = probe.probe(pool, [], path=tmp_path)
@@ -323,7 +325,7 @@ def _fake_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
     class Kernels:
-        def __init__(self, pool: Pool, stopwatch: Stopwatch):
+        def __init__(self, pool: Pool, stopwatch: Stopwatch, most: int = 1):
             pass
 
         def rate(self, verb, type=None):
