@@ -188,7 +188,7 @@ def test_expert_counts_are_those_of_eval(tmp_path: Path) -> None:
     assert moved <= 0.05 * np.sum(expected["counts"]), "but for rounding that depends on the tokens of a pass"
     used = engine.config.experts_used
     assert [sum(row) for row in document["counts"]] == [174 * used] * len(engine.model.mixtures)
-    machine = ["--gpu", "rtx-4090", "--memory", "64GiB", "--gpu-experts", "1"]
+    machine = ["--gpu", "rtx-4090", "--memory", "64GiB", "--socket", "epyc-milan"]
     planned = CliRunner().invoke(app, ["plan", "demo", *machine, "--expert-counts", str(path), "--json"])
     assert planned.exit_code == 0, planned.stderr
     counts = json.loads(planned.stdout)["settings"]["expert_counts"]

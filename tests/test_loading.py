@@ -146,6 +146,17 @@ def test_without_memory_for_the_cache_nothing_begins(where: dict[str, Any], mode
         load(model_file("tiny", "Q4_K"), RunConfig(context=128, threads=2, **where))
 
 
+def test_the_context_that_is_named_fits(model_file, monkeypatch) -> None:
+    with open_gguf(model_file("tiny", "Q4_K")) as file:
+        config = ModelConfig.from_gguf(file)
+        run = RunConfig(context=192, threads=2, mmap=True)
+        size = sum(use.kv_bytes + use.buffer_bytes for use in plan_to_run(file, config, run).dram)
+        monkeypatch.setattr("hetero.planning.free_memory", lambda: size)
+        assert plan_to_run(file, config, run).context == 192
+        with pytest.raises(ResourceError, match=r"GiB of DRAM may be used; lower --context to 192 or less$"):
+            plan_to_run(file, config, dataclasses.replace(run, context=256))
+
+
 def test_the_cache_is_that_of_the_plan(model_file) -> None:
     """All of what was promised is allocated at load, and can be filled."""
     engine, _ = load(model_file("tiny", "Q4_K"), RunConfig(context=130, threads=2, kv="q8_0", mmap=True))
