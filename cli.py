@@ -317,6 +317,7 @@ def plan(
     flags: PlanFlags,
 ) -> None:
     """Say what fits, and how fast it will be. From a header or a preset, for this machine or another."""
+    from hetero.plan_report import describe, document
     from hetero.plan_request import PlanRequest, run_plan
     from hetero.terminal import Screen
 
@@ -327,12 +328,7 @@ def plan(
 
         with open(html, "w", encoding="utf-8") as file:
             file.write(page(planned))
-    if as_json:
-        print(json.dumps(planned.plan.to_json(), ensure_ascii=False, indent=1))
-    else:
-        from hetero.plan_report import describe
-
-        print(describe(planned))
+    print(json.dumps(document(planned), ensure_ascii=False, indent=1) if as_json else describe(planned))
 
 
 @verb

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from math import log2
 
-from hetero.plan_report import UNREAD, bar_ends, places, reasons, shares, speed, where_lines
+from hetero.plan_report import UNREAD, bar_ends, places, published_lines, reasons, shares, speed, where_lines
 from hetero.planning import Planned
 from hetero.sizes import format_size
 from placement import Predictor
@@ -58,6 +58,7 @@ def page(planned: Planned) -> str:
         *_decode(planned),
         "<h2>Prefill: tokens/s over the length of the prompt</h2>",
         *_prefill(planned),
+        *(f"<p class='soft'>{escape(line)}</p>" for line in published_lines(planned)),
         "<h2>Parts</h2>",
         _parts(planned),
         "<h2>What was chosen, and why</h2><ul>",

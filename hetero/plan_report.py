@@ -1,6 +1,7 @@
 """A plan in words and tables, for a terminal."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from hetero.planning import Planned
 from hetero.sizes import format_size
@@ -8,6 +9,7 @@ from placement.cost import decode_bytes
 from placement.machine import DISK, GPU
 from placement.model import PARTS, Part
 from placement.plan import MemoryUse, PartSeconds
+from placement.published import published
 
 BAR = 30  # characters
 MARKS = "█▓▒░"  # weights, KV cache, buffers, free
@@ -89,6 +91,18 @@ def where_lines(sizes: dict[str, int]) -> list[str]:
     return [f"{place} {format_size(size)}" for place, size in sizes.items()]
 
 
+def document(planned: Planned) -> dict[str, Any]:
+    """The JSON form of a plan, with what people should know of it; `placement.replan` takes it back."""
+    there = published(planned.model.name, planned.machine)
+    remarks = {"notes": list(planned.notes), "published": [one.to_json() for one in there]}
+    return planned.plan.to_json() | remarks
+
+
+def published_lines(planned: Planned) -> list[str]:
+    """What others reached on much the same machine."""
+    return [str(one) for one in published(planned.model.name, planned.machine)]
+
+
 def _speeds(planned: Planned) -> Iterator[str]:
     word = "predicted" if planned.machine.measured else "expected, not measured"
     yield f"decode ({word})"
@@ -102,6 +116,7 @@ def _speeds(planned: Planned) -> Iterator[str]:
         speeds = f"{speed(prompt.tokens_per_second):>10}{'':>10}"
         yield f"  {prompt.prompt_tokens:>8,}{speeds}  {prompt.bound_by:<16}  {shares(prompt.parts)}"
     yield "The ceiling is what the memories' bandwidths allow: bytes of a token over bandwidth, added up."
+    yield from published_lines(planned)
 
 
 def speed(tokens_per_second: float) -> str:

@@ -3,7 +3,8 @@
     plan = make_plan(preset("deepseek-v3:q4_k_m"), describe(Description(...)), Settings(context=32768))
 
 model (what is placed), machine (where), cost (bytes and FLOP of a part), known_parts (machines nobody measured),
-presets and quantization (models nobody downloaded), planner (make_plan), edited (replan), plan (what comes out).
+presets and quantization (models nobody downloaded), published (speeds of others), planner (make_plan), edited (replan),
+plan (what comes out).
 """
 
 from placement.edited import replan

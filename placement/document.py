@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from math import isfinite
 from reprlib import Repr
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from placement.errors import InvalidDocument
 
@@ -23,11 +23,16 @@ _SHORT.maxlong = 40
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+    return {name: hint for name, hint in get_type_hints(kind).items() if get_origin(hint) is not ClassVar}
 
 
 class Document:
-    """Base of the frozen dataclasses: their values are checked when they are made, and they read and write JSON."""
+    """Base of the frozen dataclasses: their values are checked when they are made, and they read and write JSON.
+
+    `REMARKS`: keys that a document may have besides, for its readers; `from_json` passes over them.
+    """
+
+    REMARKS: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         kind: Any = type(self)
@@ -76,7 +81,8 @@ def _made_dataclass(value: Any, hint: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise _wrong(where, value, "an object")
     hints = _hints(hint)
-    for keys, problem in ((sorted(hints.keys() - value.keys()), "missing"), (value.keys() - hints.keys(), "unknown")):
+    unknown = value.keys() - hints.keys() - {*hint.REMARKS}
+    for keys, problem in ((hints.keys() - value.keys(), "missing"), (unknown, "unknown")):
         if keys:
             names = ", ".join(map(short, sorted(map(str, keys))))
             known = f"{hint.__name__} has the keys {', '.join(hints)}"

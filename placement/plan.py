@@ -90,6 +90,8 @@ class PrefillSpeed(Document):
 class Plan(Document):
     """The document of `hetero plan --json`; `placement.replan` reads one that was edited."""
 
+    REMARKS = "notes", "published"
+
     model: str
     machine: str
     settings: Settings  # with nothing left to choose but gpu_experts

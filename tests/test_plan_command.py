@@ -139,7 +139,10 @@ def test_it_is_what_placement_plans(document) -> None:
     described = Description(memory=384 * GIB, memory_bandwidth=460e9, gpu="rtx-4090", pcie="4x16")
     expected = make_plan(preset(V3[1]), describe(described), Settings(context=4096, kv="q8_0", gpu_experts=0))
     flags = ("--gpu", "rtx-4090", "--memory", "384GiB", "--memory-bandwidth", "460GB/s", "--pcie", "4x16")
-    assert document(*V3, *flags, "--context", 4096, "--kv", "q8_0", "--gpu-experts", 0) == expected.to_json()
+    assert document(*V3, *flags, "--context", 4096, "--kv", "q8_0", "--gpu-experts", 0) == expected.to_json() | {
+        "notes": ["described, not measured: rates of kernels are expectations"],
+        "published": [],
+    }
 
 
 def test_the_published_box(document) -> None:
@@ -217,6 +220,20 @@ def test_the_table(run: Run) -> None:
         "--preset", "deepseek-v3:ud-q2_k_xl", "--gpu", "rtx-3090", "--memory", "200GB", "--socket", "epyc-milan"
     )[1]
     assert re.search(r"^disk .* GiB  read as they are used$", disk, re.MULTILINE) and "do not fit in" in disk
+
+
+def test_what_others_published_stands_beside(run: Run, document, tmp_path: Path) -> None:
+    machine = ("--gpu", "rtx-3090", "--memory", "200GB", "--socket", "epyc-milan")
+    small = ("--preset", "deepseek-r1:ud-q2_k_xl", *machine)
+    assert run(*small, "--html", tmp_path / "plan.html")[1].count("published: 9.1 tok/s decode (") == 1
+    text = Reader((tmp_path / "plan.html").read_text(encoding="utf-8")).text
+    assert "published: 9.1 tok/s decode (" in text and "original source not found" in text
+    plan = document(*small)
+    assert [one["decode"] for one in plan["published"]] == [9.1] and plan["notes"][0].startswith("deepseek-r1:")
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan))
+    assert document(*small, "--plan", path) == plan, "remarks are passed over"
+    assert document(*LITE, *machine)["published"] == [] == document(*small, "--gpu-memory", "20GiB")["published"][1:]
 
 
 # The page
