@@ -164,6 +164,9 @@ class BenchFlags:
         str | None, Option(metavar="PRESET", help="A model without its file, as deepseek-v3:q4_k_m.")
     ] = None
     layers: Annotated[int | None, Option(help="Layers with experts of it [as many as fit].")] = None
+    expert_counts: Annotated[
+        str | None, Option(metavar="FILE", help="Write how often each expert was chosen, as JSON.")
+    ] = None
 
 
 @dataclass
