@@ -359,7 +359,8 @@ def plan(
 @verb
 def bench(model: Model = DEMO, as_json: Json = False, *, flags: BenchFlags, run: RunFlags) -> None:
     """Measure speed. Prefill and decode, under what the memory's bandwidth allows."""
-    from hetero.bench import Bench, describe, run_bench
+    from hetero.bench import Bench, run_bench
+    from hetero.bench_report import describe
     from hetero.terminal import Screen
 
     result = run_bench(Bench(model=_path(model), **vars(flags)), run.config(), Screen())

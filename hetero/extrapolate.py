@@ -276,18 +276,3 @@ def _types(tensors: list[Tensor]) -> list[str]:
 
 def _nbytes(tensors: list[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
-
-
-def describe_slice(document: dict[str, Any]) -> list[str]:
-    """What the text form says of how the figures came about."""
-    made, touched = document["slice"], document["experts_touched"]
-    lines = [
-        f"{len(made['layers'])} of {document['layers']} layers were made and measured, of {document['model']}:"
-        f" decode {made['decode_tokens_per_second']:,.1f} tok/s, prefill {made['prefill_tokens_per_second']:,.1f} tok/s"
-    ]
-    for phase, row in touched.items():
-        lines.append(
-            f"  {phase} of {row['tokens']} tokens chose {row['distinct']:,.1f} different experts a layer;"
-            f" uniform routing {row['expected']:,.1f}"
-        )
-    return lines

@@ -18,7 +18,8 @@ from cli import app
 from cpu_kernels import Pool
 from cpu_kernels.bandwidth import STREAMS, WINDOW_BYTES, Reader
 from hetero import RunConfig, bench, contest, demo, load, parts
-from hetero.bench import Bench, describe, run_bench
+from hetero.bench import Bench, run_bench
+from hetero.bench_report import describe
 from hetero.config import ModelConfig
 from hetero.errors import FileError, RequestError, ResourceError, UnsupportedError
 from hetero.expert_counts import ExpertCounter

@@ -36,7 +36,7 @@ ROWS = [
         "expert_counts",
         "evaluate",
     ],
-    ["prediction", "parts", "peer", "contest", "extrapolate", "bench"],
+    ["prediction", "parts", "peer", "contest", "extrapolate", "bench", "bench_report"],
     ["plan_request", "plan_report", "plan_page"],
     ["kernel_references", "kernel_checks", "system", "environment", "doctor_kernels", "doctor"],
 ]

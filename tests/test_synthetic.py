@@ -18,7 +18,8 @@ from cpu_kernels import SUPPORTED, Matrix, Pool, dequantize, topology
 from cpu_kernels.matrix import LANES
 from hetero import RunConfig, demo
 from hetero.arena import Slot, arena_bytes, arrange, place
-from hetero.bench import Bench, describe, run_bench
+from hetero.bench import Bench, run_bench
+from hetero.bench_report import describe
 from hetero.engine import Engine
 from hetero.errors import HeteroError, RequestError, ResourceError, UnsupportedError
 from hetero.extrapolate import PassTimes, extrapolated, whole_pass
