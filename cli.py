@@ -66,22 +66,35 @@ def bias(text: str) -> tuple[int, float]:
 class RunFlags:
     """One flag for each field of hetero.RunConfig."""
 
-    context: Annotated[int | None, Option(help="Tokens of context [the model's, at most 8192].")] = None
-    sequences: Annotated[int, Option(help="Sequences at once.")] = 1
+    context: Annotated[
+        int | None, Option(help="Tokens of context [the model's, at most 8192; bench and eval: what they need].")
+    ] = None
+    sequences: Annotated[int, Option(help="Sequences at once; one in this version.")] = 1
     kv: Annotated[Literal["f32", "f16", "q8_0"], Option(help="Type of the KV cache.")] = "f16"
     threads: Annotated[int | None, Option(help="CPU threads [one per physical core].")] = None
-    device: Annotated[Literal["auto", "cpu", "cuda"], Option(help="Where to compute.")] = "auto"
-    gpu_memory: Annotated[int | None, Option(parser=size, metavar="SIZE", help="GPU memory, as 24GiB.")] = None
-    memory: Annotated[int | None, Option(parser=size, metavar="SIZE", help="Main memory, as 384GiB.")] = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Option(help="Where to compute; this version does on the CPU.")
+    ] = "auto"
+    gpu_memory: Annotated[
+        int | None, Option(parser=size, metavar="SIZE", help="GPU memory, as 24GiB; not in this version.")
+    ] = None
+    memory: Annotated[
+        int | None, Option(parser=size, metavar="SIZE", help="At most so much main memory, as 384GiB [what is free].")
+    ] = None
     mmap: Annotated[
-        bool | None, Option("--mmap/--no-mmap", help="Run from the mapped file, or read it into memory [if it fits].")
+        bool | None,
+        Option("--mmap/--no-mmap", help="Run from the mapped file, or from memory [from memory, if it fits]."),
     ] = None
     weights_cache: Annotated[str | None, Option(metavar="DIR", help="Keep rearranged weights for the next start.")] = (
         None
     )
-    plan: Annotated[str | None, Option(help="File that says where each tensor lies.")] = None
-    graph: Annotated[bool | None, Option("--graph/--no-graph", help="Decode from one CUDA Graph.")] = None
-    sessions: Annotated[str | None, Option(help="Folder that keeps KV caches between runs.")] = None
+    plan: Annotated[str | None, Option(metavar="FILE", help="Run this plan, as `hetero plan --json` prints it.")] = None
+    graph: Annotated[
+        bool | None, Option("--graph/--no-graph", help="Decode from one CUDA Graph; not in this version.")
+    ] = None
+    sessions: Annotated[str | None, Option(metavar="DIR", help="Keep KV caches between runs; not in this version.")] = (
+        None
+    )
 
     def config(self) -> "RunConfig":
         from hetero.config import RunConfig
@@ -164,6 +177,9 @@ class BenchFlags:
         str | None, Option(metavar="PRESET", help="A model without its file, as deepseek-v3:q4_k_m.")
     ] = None
     layers: Annotated[int | None, Option(help="Layers with experts of it [as many as fit].")] = None
+    expert_counts: Annotated[
+        str | None, Option(metavar="FILE", help="Write how often each expert was chosen, as JSON.")
+    ] = None
 
 
 @dataclass
@@ -177,11 +193,21 @@ class PlanFlags:
     context: Annotated[int | None, Option(min=1, help="Tokens of context [the model's, at most 8192].")] = None
     sequences: Annotated[int | None, Option(min=1, help="Sequences at once [1].")] = None
     kv: Annotated[Literal["f32", "f16", "q8_0"] | None, Option(help="Type of the KV cache [f16].")] = None
-    threads: Annotated[int | None, Option(min=1, help="CPU threads.")] = None
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, Option(help="Where to compute [auto].")] = None
-    memory: Annotated[int | None, Option(parser=size, metavar="SIZE", help="Main memory, as 384GiB.")] = None
-    gpu_memory: Annotated[int | None, Option(parser=size, metavar="SIZE", help="GPU memory, as 24GiB.")] = None
-    mmap: Annotated[bool | None, Option("--mmap/--no-mmap", help="Weights in the mapped file, or in memory.")] = None
+    threads: Annotated[int | None, Option(min=1, help="CPU threads [one per physical core].")] = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None, Option(help="Where to compute [cpu; of another machine: auto].")
+    ] = None
+    memory: Annotated[
+        int | None,
+        Option(parser=size, metavar="SIZE", help="At most so much main memory, as 384GiB; another machine's."),
+    ] = None
+    gpu_memory: Annotated[
+        int | None, Option(parser=size, metavar="SIZE", help="At most so much GPU memory, as 24GiB; another machine's.")
+    ] = None
+    mmap: Annotated[
+        bool | None,
+        Option("--mmap/--no-mmap", help="Weights in the mapped file, or in memory [in memory, if they fit]."),
+    ] = None
     gpu_experts: Annotated[int | None, Option(min=0, help="Routed experts on the GPU [as many as fit].")] = None
     expert_counts: Annotated[str | None, Option(metavar="FILE", help="The most used first; `eval` writes it.")] = None
     gpu: Annotated[str | None, Option(help="Another machine: its GPU, as rtx-4090.")] = None
@@ -191,8 +217,10 @@ class PlanFlags:
     memory_bandwidth: Annotated[
         int | None, Option(parser=rate, metavar="RATE", help="Its memory's, as 460GB/s [the sockets'].")
     ] = None
-    pcie: Annotated[str | None, Option(metavar="GENxLANES", help="To its GPU, as 4x16.")] = None
-    disk_bandwidth: Annotated[int | None, Option(parser=rate, metavar="RATE", help="Its disk's, as 5GB/s.")] = None
+    pcie: Annotated[
+        str | None, Option(metavar="GENxLANES", help="To its GPU, as 4x16 [the older of GPU's and socket's].")
+    ] = None
+    disk_bandwidth: Annotated[int | None, Option(parser=rate, metavar="RATE", help="Its disk's [5GB/s].")] = None
     refresh: Annotated[bool, Option("--refresh", help="Measure this machine anew.")] = False
 
 
@@ -331,7 +359,8 @@ def plan(
 @verb
 def bench(model: Model = DEMO, as_json: Json = False, *, flags: BenchFlags, run: RunFlags) -> None:
     """Measure speed. Prefill and decode, under what the memory's bandwidth allows."""
-    from hetero.bench import Bench, describe, run_bench
+    from hetero.bench import Bench, run_bench
+    from hetero.bench_report import describe
     from hetero.terminal import Screen
 
     result = run_bench(Bench(model=_path(model), **vars(flags)), run.config(), Screen())

@@ -168,7 +168,7 @@ def _plan_units(arguments, node, threads):
         gate = load_i64(at + job.GATE)
         pairs += load_i64(at + job.COUNT_PAIRS)
         blocks += (matrix_groups(gate) + 1) // 2
-        interleaved &= load_i64(gate + FLAGS) & X16 != 0
+        interleaved &= load_i64(gate + FLAGS) & load_i64(load_i64(at + job.UP) + FLAGS) & X16 != 0
     few = pairs < (FEW + 1) * count  # on average, rounded down
     # where rows are interleaved on the way there is room for two groups
     size = max(1, min(MOST_BLOCKS, blocks // (8 * threads))) if few and interleaved else 1

@@ -60,9 +60,6 @@ class _Columns:
 
 def emit_columns(builder, form: type[FloatFormat], columns: int, arguments) -> None:
     weights, groups, values, x_list, y_list, y_offset = arguments
-    if MACHINE.WIDE and columns > 4:
-        emit_fours(builder, form, I64(columns // 4), arguments)
-        return
     if columns == MACHINE.TILED:  # no tile registers here: twice the widest that vector registers hold
         for c in (0, columns // 2):
             lists = [builder.add(address, I64(8 * c)) for address in (x_list, y_list)]
@@ -103,7 +100,7 @@ def float_multiplier(form: type[FloatFormat]) -> Any:
 
 
 def float_dequantizer(form: type[FloatFormat]) -> Any:
-    """The intrinsic dequantize of tile.dequantizer; `blocks` are values."""
+    """The intrinsic dequantize of dequantizer.dequantizer; `blocks` are values."""
 
     @intrinsic
     def dequantize(typing, weights, blocks, target, stride):

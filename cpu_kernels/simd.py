@@ -1,8 +1,8 @@
 """Functions on LLVM vectors for numba kernels.
 
-A function is named after the type it loads, converts to or makes. Operators work lane by lane, a scalar operand is
-broadcast, and `>>` on integers is the logical shift. Addresses are int64 and need no alignment. All is generic LLVM IR
-that compiles for any CPU; what depends on the CPU is in machine.py.
+A function is named after the type it loads, converts to or makes. Operators (+ - * & <<) work lane by lane, and a
+scalar operand is broadcast. Addresses are int64 and need no alignment. All is generic LLVM IR that compiles for any
+CPU; what depends on the CPU is in machine.py.
 """
 
 import numpy as np

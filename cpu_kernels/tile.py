@@ -2,12 +2,11 @@
 
 A group is 16 rows; lane r of every vector belongs to row r of the group. The register tile is one group x 1, 2, 4 or
 8 columns of activations (activation.py), or four columns after four (wide.py). Each column adds the same numbers in the
-same order whatever the width: for each 32 values the exact integer dot product with what the codes say less their
-offset, then
+same order whatever the width, so its result is bit-identical however many are computed with it: for each 32 values the
+exact integer dot product with what the codes say less their offset, then
     total = fma(dot x scale, activation scale, total) ; total = fma(-minimum, activation sum, total)
-where the second line is for formats with minima. The dot product of codes with an offset starts from minus the offset
-times the sum of the activations' codes, ready in their record, so an offset costs nothing
-so a column's result is bit-identical however many are computed with it.
+where the second term is for formats with minima. The dot product of codes with an offset starts from minus the offset
+times the sum of the activations' codes, ready in their record, so an offset costs nothing.
 
 One Zen 4 core, Q4_K rows of 7168 values in its cache: 48 GB/s x 1 column, 310 GFLOP/s x 8; compiled for AVX2 35 GB/s
 and 211 GFLOP/s (x 4). More columns on AVX2: wide.py.
@@ -34,7 +33,7 @@ from .activation import (
     SUM_HIGH,
     SUM_LOW,
 )
-from .lanes import F32, I8, I16, I32, I64, Lanes, Memory, splat, transposed, vector
+from .lanes import F32, I8, I16, I32, I64, Lanes, Memory, splat, vector
 from .machine import LANES, MACHINE
 
 BLOCK = 32  # values that share an activation scale
@@ -168,7 +167,7 @@ class _Group:
         return self.form.minima is not Format.minima
 
     def planes(self, weights, blocks, block) -> tuple[Memory, Memory]:
-        return _planes(self.builder, self.form, weights, blocks, block)
+        return planes(self.builder, self.form, weights, blocks, block)
 
     def fetch_halves(self, weights, blocks) -> None:
         if self.form.HALF is not None:
@@ -232,8 +231,8 @@ class _Fours(_Group):
             self.finish([s[column] for s in sums], scales, negative, record, column)
 
 
-def _planes(builder, form: type[Format], weights, blocks, block):
-    """Where a block's words and its 2-byte field lie in a group at address `weights`."""
+def planes(builder, form: type[Format], weights, blocks, block):
+    """Where a block's words and its 2-byte fields lie in a group of `blocks` blocks at address `weights`."""
     halves = I64(0) if form.HALF is None else builder.mul(blocks, I64(2 * LANES))
     words = builder.add(halves, builder.mul(block, I64(4 * LANES * form.words())))
     return Memory(builder, weights).moved(words), Memory(builder, weights).moved(builder.mul(block, I64(2 * LANES)))
@@ -251,9 +250,6 @@ def emit_columns(builder, form: type[Format], columns: int, arguments) -> None:
         group = _Group(builder, form, columns)
         group.machine.emit(group, arguments)
         return
-    if columns > MACHINE.COLUMNS[-1]:
-        emit_fours(builder, form, I64(columns // wide.COLUMNS), arguments)
-        return
     weights, groups, blocks, x_list, y_list, y_offset = arguments
     xs = [Memory(builder, (Memory(builder, x_list) + 8 * c).load(I64).value) for c in range(columns)]
     ys = [Memory(builder, (Memory(builder, y_list) + 8 * c).load(I64).value).moved(y_offset) for c in range(columns)]
@@ -264,7 +260,7 @@ def emit_columns(builder, form: type[Format], columns: int, arguments) -> None:
         tile.clear()
         tile.fetch_halves(start, blocks)
         with cgutils.for_range(builder, blocks) as loop:
-            words, half = _planes(builder, form, start, blocks, loop.index)
+            words, half = planes(builder, form, start, blocks, loop.index)
             step = builder.mul(loop.index, I64(RECORD_BYTES * form.VALUES // BLOCK))
             tile.block(words, half, [x.moved(step) for x in xs])
         offset = builder.mul(group.index, I64(4 * LANES))
@@ -313,67 +309,3 @@ def multiplier(form: type, emit: Emitter = emit_columns, fours: Emitter = emit_f
         return types.void(*[types.int64] * 7), codegen
 
     return multiply
-
-
-def _emit_dequantize(builder, form: type[Format], arguments) -> None:
-    """Block by block: codes, scales and minima into buffers, then values from these in a loop of four: unrolled over
-    a block of 256 its thousand stores would be three quarters of the compile time."""
-    weights, blocks, target, stride = arguments
-    rows = [Memory(builder, builder.add(target, builder.mul(stride, I64(r)))) for r in range(LANES)]
-    quads, parts = form.VALUES // 4, form.VALUES // BLOCK * form.SCALES
-    buffer = [_buffer(builder, count) for count in (quads, parts, parts)]
-    with cgutils.for_range(builder, blocks) as loop:
-        has_minima = _decode_block(form(*_planes(builder, form, weights, blocks, loop.index)), buffer)
-        at = builder.mul(loop.index, I64(4 * form.VALUES))
-        with cgutils.for_range(builder, I64(quads)) as quad:
-            part = builder.mul(builder.udiv(quad.index, I64(quads // parts)), I64(64))
-            codes = buffer[0].moved(builder.shl(quad.index, I64(6))).load(I32, LANES)
-            scale, minimum = (place.moved(part).load(F32, LANES) for place in buffer[1:])
-            here = builder.add(at, builder.shl(quad.index, I64(4)))
-            for j, quads_of_rows in enumerate(transposed(_values(form, codes, scale, minimum if has_minima else None))):
-                for q in range(LANES // 4):
-                    rows[4 * q + j].moved(here).store(quads_of_rows.part(q, LANES // 4))
-
-
-def _buffer(builder, count: int) -> Memory:
-    """`count` times 64 bytes on the stack."""
-    place = cgutils.alloca_once(builder, vector(I8, 64), size=I64(count))
-    return Memory(builder, builder.ptrtoint(place, I64))
-
-
-def dequantizer(form: type[Format]) -> Any:
-    """The intrinsic dequantize(weights, blocks, target, stride): a group's values as 16 float32 rows, exactly.
-
-    Rows go to target + r·stride.
-    """
-
-    @intrinsic
-    def dequantize(typing, weights, blocks, target, stride):
-        def codegen(context, builder, signature, arguments):
-            _emit_dequantize(builder, form, arguments)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 4), codegen
-
-    return dequantize
-
-
-def _decode_block(block: Format, buffer: list[Memory]) -> bool:
-    """All 4-code words, and each part's scale and minimum, into the buffers; whether there are minima."""
-    codes, scales, minima = buffer
-    has_minima = False
-    for b in range(block.VALUES // BLOCK):
-        for word in range(8):
-            (codes + 4 * LANES * (8 * b + word)).store(block.codes(b, word))
-        for part, scale in enumerate(block.scales(b)):
-            (scales + 4 * LANES * (b * block.SCALES + part)).store(scale)
-        for part, minimum in enumerate(block.minima(b) or []):
-            (minima + 4 * LANES * (b * block.SCALES + part)).store(minimum)
-            has_minima = True
-    return has_minima
-
-
-def _values(form: type[Format], codes: Lanes, scale: Lanes, minimum: Lanes | None) -> list[Lanes]:
-    """Four values of each row: scale x code - minimum, rounded as the format's definition rounds."""
-    values = [(byte(codes, i, signed=form.SIGNED) - float(form.OFFSET)) * scale for i in range(4)]
-    return [value - minimum for value in values] if minimum else values

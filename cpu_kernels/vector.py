@@ -14,11 +14,10 @@ from numba.extending import intrinsic, models, register_model
 _I32 = ir.IntType(32)
 _ELEMENTS = {
     "i8": ir.IntType(8),
-    "i16": ir.IntType(16),
     "i32": ir.IntType(32),
     "f32": ir.FloatType(),
 }
-SCALARS = {"i8": types.int8, "i16": types.int16, "i32": types.int32, "f32": types.float32}
+SCALARS = {"i8": types.int8, "i32": types.int32, "f32": types.float32}
 
 
 class Vector(types.Type):
@@ -39,10 +38,9 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, vector.llvm)
 
 
-I8x8, I8x16, I8x32 = (Vector("i8", n) for n in (8, 16, 32))
-I16x8, I16x16 = (Vector("i16", n) for n in (8, 16))
+I8x8, I8x16 = (Vector("i8", n) for n in (8, 16))
 I32x8 = Vector("i32", 8)
-F32x2, F32x4, F32x8 = (Vector("f32", n) for n in (2, 4, 8))
+F32x4, F32x8 = (Vector("f32", n) for n in (4, 8))
 
 
 def pointer(builder, address):
@@ -82,7 +80,7 @@ def unary(argument, result, emit):
 
 
 def constant(vector: Vector, value) -> Any:
-    """A function without arguments that returns this vector: `MASK = constant(I8x32, [...])`, `MASK()` in a kernel."""
+    """A function without arguments that returns this vector: `MASK = constant(F32x8, [...])`, `MASK()` in a kernel."""
 
     @intrinsic
     def function(typing):
@@ -121,9 +119,6 @@ for _python, _integer, _floating in (
     (operator.sub, "sub", "fsub"),
     (operator.mul, "mul", "fmul"),
     (operator.and_, "and_", ""),
-    (operator.or_, "or_", ""),
-    (operator.xor, "xor", ""),
     (operator.lshift, "shl", ""),
-    (operator.rshift, "lshr", ""),
 ):
     _operator(_python, _integer, _floating)

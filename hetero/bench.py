@@ -12,7 +12,8 @@ from hetero import __version__, demo
 from hetero.config import RunConfig
 from hetero.contest import Apart, Here
 from hetero.errors import RequestError, UnsupportedError
-from hetero.extrapolate import SyntheticHere, describe_slice, extrapolated
+from hetero.expert_counts import refuse_unwritable, write_expert_counts
+from hetero.extrapolate import SyntheticHere, extrapolated
 from hetero.free_memory import free_memory
 from hetero.inspect import inspect_file
 from hetero.parts import PARTS
@@ -42,6 +43,7 @@ class Bench:
     compare: Literal["llama.cpp"] | None = None
     synthetic: str | None = None  # a preset that is measured instead of `model`
     layers: int | None = None  # of it, with experts
+    expert_counts: str | None = None  # a file to write them to
 
     @property
     def context(self) -> int:
@@ -57,6 +59,7 @@ class Rounds:
     bandwidth: list[float] = field(default_factory=list)  # bytes per second
     parts: list[dict[str, float]] = field(default_factory=list)  # seconds
     facts: dict[str, Any] = field(default_factory=dict)
+    experts: dict[str, Any] = field(default_factory=dict)  # a document of hetero.expert_counts, where it is asked for
 
     def speeds(self) -> dict[str, float]:
         return {
@@ -79,6 +82,8 @@ def run_bench(what: Bench, run: RunConfig, screen: Screen) -> dict[str, Any]:
     with StepBar(screen, "bench") as bar:
         rounds = _measure(what, starts, report["bytes"], ids, bar)
     ours = rounds.pop("hetero")
+    if what.expert_counts is not None:
+        write_expert_counts(what.expert_counts, ours.experts)
     result = _document(what, run, report, ours)
     if made is not None:
         result = extrapolated(result, made, ours.decode, ours.facts)
@@ -94,11 +99,13 @@ def _checked(what: Bench, run: RunConfig) -> tuple[dict[str, Any], RunConfig, Sl
     """
     made = None
     if what.synthetic is not None:
-        for other in (what.compare and f"--compare {what.compare}", what.model != str(demo.path()) and what.model):
+        for other, reason in (
+            (what.compare and f"--compare {what.compare}", "a synthetic model has no file"),
+            (what.model != str(demo.path()) and what.model, "a synthetic model has no file"),
+            (what.expert_counts and "--expert-counts", "random weights choose experts at random"),
+        ):
             if other:
-                raise RequestError(
-                    f"{other} with --synthetic", "a synthetic model has no file", "leave out one of them"
-                )
+                raise RequestError(f"{other} with --synthetic", reason, "leave out one of them")
         made = make_slice(what.synthetic, what.layers, run, run.context or what.context)
         report = slice_report(made, whole=False)
     elif what.layers is not None:
@@ -116,6 +123,7 @@ def _checked(what: Bench, run: RunConfig) -> tuple[dict[str, Any], RunConfig, Sl
         raise RequestError(asked, f"{report['config']['name']} was made for at most {longest}", "ask for fewer")
     if run.context is not None and need > run.context:
         raise RequestError(asked, f"--context {run.context} holds fewer", "raise it, or leave it out")
+    refuse_unwritable(what.expert_counts)
     return report, replace(run, context=run.context or need), made
 
 
@@ -168,11 +176,14 @@ class Turns:
                 rounds.parts.append(contestant.ask("parts", context))
 
     def finish(self, name: str, contestant: Here | Apart) -> None:
-        facts = contestant.ask("facts")
-        if name == "hetero":
-            depth = self._what.depth + self._what.generate // 2
-            facts["predicted"] = contestant.ask("predict", depth, self._what.prompt)
-        self.rounds[name].facts = facts
+        what, rounds = self._what, self.rounds[name]
+        rounds.facts = contestant.ask("facts")
+        if name != "hetero":
+            return
+        rounds.facts["predicted"] = contestant.ask("predict", what.depth + what.generate // 2, what.prompt)
+        if what.expert_counts is not None and not rounds.experts:
+            context, prompt = self._ids[: what.depth + 1], self._ids[: what.prompt]
+            rounds.experts = contestant.ask("expert_counts", context, what.generate, prompt)
 
 
 def _measure(
@@ -246,66 +257,3 @@ def _comparison(ours: Rounds, theirs: dict[str, Rounds], left_out: dict[str, str
         for phase, speed in best.items()
     }
     return {"engine": LLAMA_CPP, "variants": variants, "left_out": left_out, **ratios}
-
-
-def describe(result: dict[str, Any]) -> str:
-    """The text form of `run_bench`'s document: the ceiling first."""
-    ceiling, speed = result["decode_ceiling_tokens_per_second"], result["decode_tokens_per_second"]
-    read = f"{result['read_bandwidth_bytes_per_second'] / 1e9:.1f} GB/s read by {result['threads']} threads"
-    bytes_read = f"{format_size(result['weight_bytes_per_token'])} of weights"
-    if result["depth"]:
-        bytes_read += f" and {format_size(result['kv_bytes_at_depth'])} of cache"
-    word = "extrapolated" if result["extrapolated_from_layers"] else "measured"
-    rounds = f"{result['repeat']} x {result['generated_tokens']} tokens"
-    width = max(len(word), len("predicted"))
-    lines = [
-        f"decode at depth {result['depth']:,}",
-        f"  {'ceiling':<{width}}  {_speed(ceiling)} tok/s  ({bytes_read} a token, {read})",
-        f"  {word:<{width}}  {_speed(speed)} tok/s  {speed / ceiling:.0%} of the ceiling; best"
-        f" {_speed(result['decode_tokens_per_second_best'], 0)} ({rounds})",
-        *_predicted(result, "decode", width),
-        f"  {'time':<{width}}  {_shares(result['parts'])}",
-        f"prefill of {result['prompt_tokens']:,} tokens",
-        f"  {word:<{width}}  {_speed(result['prefill_tokens_per_second'])} tok/s  best"
-        f" {_speed(result['prefill_tokens_per_second_best'], 0)}",
-        *_predicted(result, "prefill", width),
-        *(describe_slice(result) if "slice" in result else []),
-        f"loaded in {result['load_seconds']:.1f} s, peak resident memory {format_size(result['peak_resident_bytes'])}",
-    ]
-    return "\n".join(lines + _comparison_lines(result))
-
-
-def _predicted(result: dict[str, Any], phase: str, width: int) -> list[str]:
-    """What the planner says, where it does."""
-    speed, measured = result[f"predicted_{phase}_tokens_per_second"], result[f"{phase}_tokens_per_second"]
-    if speed is None:
-        return []
-    return [f"  {'predicted':<{width}}  {_speed(speed)} tok/s  {speed / measured - 1:+.0%} (hetero plan)"]
-
-
-def _speed(tokens_per_second: float, width: int = 10) -> str:
-    return f"{tokens_per_second:{width},.{1 if tokens_per_second >= 10 else 2}f}"
-
-
-def _shares(parts: dict[str, float]) -> str:
-    whole = sum(parts.values())
-    return ", ".join(f"{part} {seconds / whole:.0%}" for part, seconds in parts.items()) + f" of {whole * 1e3:.1f} ms"
-
-
-def _comparison_lines(result: dict[str, Any]) -> list[str]:
-    compare = result.get("compare")
-    if compare is None:
-        return []
-    lines = [f"beside llama.cpp {result['versions']['llama-cpp-python']} (llama-cpp-python)"]
-    for name, row in compare["variants"].items():
-        lines.append(
-            f"  weights {name:<15} decode {row['decode_tokens_per_second']:8,.1f} tok/s"
-            f"  prefill {row['prefill_tokens_per_second']:8,.1f} tok/s  loaded in {row['load_seconds']:.1f} s"
-        )
-    lines += [f"  weights {name}: left out, {why}" for name, why in compare["left_out"].items()]
-    if compare["decode_ratio"] is not None:
-        lines.append(
-            f"  hetero over the better one: decode {compare['decode_ratio']:.2f} x,"
-            f" prefill {compare['prefill_ratio']:.2f} x"
-        )
-    return lines

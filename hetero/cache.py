@@ -8,12 +8,14 @@ import numpy as np
 from cpu_kernels import cache_layer
 from cpu_kernels.cache import BLOCK, PAGE
 from hetero.config import ModelConfig, RunConfig
-from hetero.errors import RequestError, ResourceError, UnsupportedError
-from hetero.free_memory import free_memory
+from hetero.errors import RequestError, UnsupportedError
 
 
 class LatentCache:
-    """Room for `run.sequences` sequences of `context` tokens each. Pages are handed out as a sequence grows."""
+    """Room for `run.sequences` sequences of `context` tokens each. Pages are handed out as a sequence grows.
+
+    Whether the memory holds it is for the plan to say (hetero.planning). UnsupportedError: not in this type.
+    """
 
     def __init__(self, config: ModelConfig, run: RunConfig, context: int):
         self.context = context
@@ -24,16 +26,6 @@ class LatentCache:
                 f"kv q8_0 for a model with {width} cached values per token and layer",
                 f"its blocks hold {BLOCK} values",
                 "use --kv f16",
-            )
-        needed = pages * PAGE * run.sequences * config.cache_bytes_per_token(run.kv)
-        free = free_memory()
-        if needed > free:
-            room = free * pages // needed * PAGE
-            remedies = [f"lower --context to {room} or less"] * (room > 0) + ["use --kv q8_0"] * (run.kv != "q8_0")
-            raise ResourceError(
-                f"the cache for {run.sequences} x {context} tokens in {run.kv} needs {needed / 2**30:.1f} GiB",
-                f"{free / 2**30:.1f} GiB of memory are free",
-                ", or ".join(remedies) or "free some memory",
             )
         self.layers = [cache_layer(pages * run.sequences, run.kv, width) for _ in range(config.layers)]
         self.block_table = np.zeros((run.sequences, pages), np.int32)

@@ -13,15 +13,15 @@ from typing import Any
 
 from hetero.config import RunConfig
 from hetero.errors import ResourceError
+from hetero.expert_counts import ExpertCounter
 from hetero.parts import time_by_part
 from hetero.peer import LlamaCpp
-from hetero.planning import model_of
 from hetero.prediction import predictor
 from hetero.probe import read_bandwidth, resident_bytes
 from hetero.progress import load_shown
 from hetero.sampler import Sampling
 from hetero.terminal import Screen
-from placement.model import Model
+from placement.predict import Predictor
 
 PARTS_STEPS = 5  # decoded tokens that are taken apart; the first is not counted
 
@@ -73,17 +73,24 @@ class Hetero:
         cache.truncate(0, depth)
         return time_by_part(self.engine, [0] * min(PARTS_STEPS, self.engine.context - depth))
 
-    def predict(self, depth: int, prompt: int) -> dict[str, float | None]:
+    def predict(self, depth: int, prompt: int) -> dict[str, float]:
         """What the planner says, tokens per second: decoding after so many tokens, and a prompt."""
-        speed = predictor(self.engine, self.model)
+        speed = self.predictor()
         return {
-            "decode": None if speed is None else speed.decode(depth).tokens_per_second,
-            "prefill": None if speed is None else speed.prefill(prompt).tokens_per_second,
+            "decode": speed.decode(depth).tokens_per_second,
+            "prefill": speed.prefill(prompt).tokens_per_second,
         }
 
-    @property
-    def model(self) -> Model:
-        return model_of(self.engine.file, self.engine.config)
+    def predictor(self) -> Predictor:
+        return predictor(self.engine)
+
+    def expert_counts(self, ids: Sequence[int], count: int, prompt: Sequence[int]) -> dict[str, Any]:
+        """Of what `decode` and `prefill` compute with these arguments."""
+        counter = ExpertCounter(self.engine)
+        greedy = Sampling(temperature=0.0, max_tokens=count + 1)
+        counter.count([*ids, *self.engine.generate(ids, greedy, ())][:-1])
+        counter.count(prompt)
+        return counter.document()
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ a second core helps. A line on stdout is a JSON document: first {"checks": names
 and its finding after it.
 """
 
+import errno
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from hetero.errors import HeteroError
 from hetero.system import Finding
 
 UNLIKELY = "run `hetero doctor` again; if it stays so, please report this line and the one that begins with cpu"
+ROOM = "make room for compiled kernels on the disk of the kernel cache, or set XDG_CACHE_HOME to another one"
 
 
 def kernel_remedy() -> str:
@@ -53,6 +55,9 @@ def run_check(name: str, check: Callable[[], str]) -> Finding:
         return Finding(name, "broken", f"{error.found}; {error.limit}", error.remedy or UNLIKELY)
     except MemoryError as error:
         return Finding(name, "broken", f"out of memory: {error}", "close other programs")
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        return Finding(name, "broken", f"{type(error).__name__}: {error}", ROOM if full else UNLIKELY)
     except Exception as error:
         return Finding(name, "broken", f"{type(error).__name__}: {error}", UNLIKELY)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from hetero.sampler import Sampler, Sampling
 from hetero.telemetry import Telemetry
 from hetero.weights import place_weights
 
+if TYPE_CHECKING:
+    from hetero.planning import Planned
+
 # Prompt tokens of one forward pass at most; prompts are cut at absolute multiples of it. Each chunk makes the keys and
 # values of all tokens before it anew: lite's attention over 4096 tokens takes 22 % less than in chunks of 512, and 30 %
 # less in chunks of 2048 (one Zen 4 core); but logits of every token, where they are asked for, grow with it.
@@ -23,10 +27,21 @@ CHUNK = 1024
 
 
 class Engine:
-    """One model, one cache, one request at a time. `generate` and `logits` use the cache's first sequence."""
+    """One model, one cache, one request at a time. `generate` and `logits` use the cache's first sequence.
 
-    def __init__(self, file: GGUFFile, config: ModelConfig, run: RunConfig, cache: LatentCache, pool: Pool):
-        self.file, self.config, self.run, self.cache, self.pool = file, config, run, cache, pool
+    `planned`: what was carried out to load it.
+    """
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        config: ModelConfig,
+        run: RunConfig,
+        cache: LatentCache,
+        pool: Pool,
+        planned: "Planned | None" = None,
+    ):
+        self.file, self.config, self.run, self.cache, self.pool, self.planned = file, config, run, cache, pool, planned
         self.context = cache.context
         self.model: Model = place_weights(file, config, pool)
         self.telemetry = Telemetry()

@@ -1,17 +1,14 @@
 """`hetero eval`: a model measured on a text file, alone or beside a reference."""
 
-import json
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from hetero.config import RunConfig
 from hetero.errors import RequestError
+from hetero.expert_counts import ExpertCounter, refuse_unwritable, write_expert_counts
 from hetero.perplexity import Scorer, check_window, evaluate, windows
 from hetero.progress import StepBar, load_shown
 from hetero.reference import LlamaCpp, llama_cpp_api
@@ -38,27 +35,6 @@ class Evaluation:
     expert_counts: str | None = None  # a file to write them to
 
 
-class ExpertCounter:
-    """Scores as the engine does, and counts how often each expert of each MoE layer was chosen."""
-
-    def __init__(self, engine: "Engine"):
-        self._engine = engine
-        from hetero.moe import MoE  # not above: it compiles kernels
-
-        self._layers = [block.feed_forward for block in engine.model.blocks if isinstance(block.feed_forward, MoE)]
-        self.counts = np.zeros((len(self._layers), engine.config.experts), np.int64)
-        self.tokens = 0
-
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
-        parts = []
-        for part in self._engine.logits_by_chunk(ids):
-            parts.append(part)
-            for counts, layer in zip(self.counts, self._layers, strict=True):
-                counts += np.bincount(layer.chosen.ravel(), minlength=len(counts))
-        self.tokens += len(ids)
-        return np.concatenate(parts)
-
-
 def run_evaluation(what: Evaluation, run: RunConfig, screen: Screen) -> dict[str, Any]:
     """The document that `hetero eval --json` prints."""
     window = min(WINDOW, run.context or WINDOW) if what.window is None else what.window
@@ -69,8 +45,7 @@ def run_evaluation(what: Evaluation, run: RunConfig, screen: Screen) -> dict[str
     text = _read_text(what.text)
     if what.reference == LLAMA_CPP:
         llama_cpp_api(what.reference_kv or run.kv)  # what cannot work is refused before the weights are read
-    if what.expert_counts:
-        open(what.expert_counts, "a").close()  # better refused now than after an hour
+    refuse_unwritable(what.expert_counts)
     with ExitStack() as stack:
         engine, tokenizer = _load(what.model, run, screen, stack)
         ids = tokenizer.encode(text, bos=tokenizer.add_bos)
@@ -80,24 +55,13 @@ def run_evaluation(what: Evaluation, run: RunConfig, screen: Screen) -> dict[str
         with StepBar(screen, "perplexity") as bar:
             result = evaluate(cuts, counter or engine, reference, bar)
         if counter is not None and what.expert_counts:
-            write_expert_counts(what.expert_counts, counter, engine)
+            write_expert_counts(what.expert_counts, counter.document())
     sizes = {"tokens": len(ids), "windows": len(cuts), "window": len(cuts[0].ids), "stride": what.stride}
     if "reference" in result:
         result["reference"] |= {"model": what.reference or what.model, "kv": what.reference_kv or run.kv}
     speed = {"tokens_per_second": sum(len(cut.ids) for cut in cuts) / result["seconds"]}
     names = {"model": what.model, "text": what.text, "kv": run.kv}
     return names | sizes | result | speed | {"approximations": [], "run": asdict(run)}
-
-
-def write_expert_counts(path: str, counter: ExpertCounter, engine: "Engine") -> None:
-    """`counts[i][e]`: how often expert e of block `first_layer` + i was chosen for one of `tokens` tokens."""
-    document = {
-        "model": engine.config.name,
-        "tokens": counter.tokens,
-        "first_layer": engine.config.dense_layers,
-        "counts": counter.counts.tolist(),
-    }
-    Path(path).write_text(json.dumps(document) + "\n")
 
 
 def describe(result: dict[str, Any]) -> str:

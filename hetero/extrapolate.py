@@ -16,10 +16,12 @@ import numpy as np
 from hetero.config import RunConfig
 from hetero.contest import Here, Hetero
 from hetero.parts import PARTS, Stamps, stamped
+from hetero.prediction import predictor
 from hetero.progress import LoadingBar
 from hetero.synthetic import Slice, load_slice, slice_report
 from hetero.terminal import Screen
 from placement.model import Model, Tensor
+from placement.predict import Predictor
 
 STEPS = 9  # decoded tokens that are taken apart; the first is not counted
 TOUCHED_STEPS = 32  # decoded tokens whose experts are counted
@@ -78,10 +80,9 @@ class SyntheticHetero(Hetero):
         self.decoded.append(replace(full, once=full.other - each * layers))
         return full.by_part(self.made.config.dense_layers)
 
-    @property
-    def model(self) -> Model:
-        """The whole one."""
-        return self.made.whole
+    def predictor(self) -> Predictor:
+        """Of the whole model."""
+        return predictor(self.engine, self.made.whole)
 
     def _decode_times(self, steps: int, count: int) -> PassTimes:
         """Of the first layers only; the medians of all steps but the first, whose pass is recorded."""
@@ -275,18 +276,3 @@ def _types(tensors: list[Tensor]) -> list[str]:
 
 def _nbytes(tensors: list[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
-
-
-def describe_slice(document: dict[str, Any]) -> list[str]:
-    """What the text form says of how the figures came about."""
-    made, touched = document["slice"], document["experts_touched"]
-    lines = [
-        f"{len(made['layers'])} of {document['layers']} layers were made and measured, of {document['model']}:"
-        f" decode {made['decode_tokens_per_second']:,.1f} tok/s, prefill {made['prefill_tokens_per_second']:,.1f} tok/s"
-    ]
-    for phase, row in touched.items():
-        lines.append(
-            f"  {phase} of {row['tokens']} tokens chose {row['distinct']:,.1f} different experts a layer;"
-            f" uniform routing {row['expected']:,.1f}"
-        )
-    return lines

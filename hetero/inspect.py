@@ -1,6 +1,6 @@
 """What a model file holds, read from its header: metadata, bytes and types by part, bytes read per token."""
 
-import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -16,6 +16,7 @@ from hetero.errors import HeteroError
 from hetero.gguf import GGUFFile, Tensor, open_gguf
 from hetero.sizes import format_size
 from hetero.tensors import check_tensors
+from placement.model import Part, part_of
 
 GROUPS = (
     "embedding",
@@ -28,6 +29,12 @@ GROUPS = (
     "nextn",
     "other",
 )
+_GROUP_OF: dict[Part, str] = {
+    "mla": "attention",
+    "norms": "router and norms",
+    "router": "router and norms",
+    "dense ffn": "dense FFN",
+}  # the others have the same name
 SHOWN_CHARACTERS = 100  # of a metadata value in the text form
 
 
@@ -91,20 +98,8 @@ def _groups(file: GGUFFile, config: ModelConfig | None) -> dict[str, dict[str, A
 
 def group_of(tensor: str, layers: int | None) -> str:
     """`layers`: from this one on, blocks belong to multi-token prediction; None: unknown."""
-    block = re.match(r"blk\.(\d+)\.(.+)", tensor)
-    if block is None:
-        outside = {"token_embd.weight": "embedding", "output.weight": "head", "output_norm.weight": "router and norms"}
-        return outside.get(tensor, "other")
-    name = block[2]
-    if name.startswith("nextn.") or (layers is not None and int(block[1]) >= layers):
-        return "nextn"
-    if "_norm" in name or name.startswith(("ffn_gate_inp", "exp_probs_b")):
-        return "router and norms"
-    if name.startswith("attn_"):
-        return "attention"
-    if name.startswith("ffn_"):
-        return "shared expert" if "_shexp" in name else "routed experts" if "_exps" in name else "dense FFN"
-    return "other"
+    part = part_of(tensor, sys.maxsize if layers is None else layers)
+    return _GROUP_OF.get(part, part)
 
 
 def _active_bytes(group: str, tensor: Tensor, file: GGUFFile, config: ModelConfig) -> int:

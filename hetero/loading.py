@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hetero.arena import Slot, place, plan
 from hetero.config import ModelConfig, RunConfig
-from hetero.errors import FileError, RequestError, UnsupportedError
+from hetero.errors import FileError
 from hetero.file_faults import file_faults
 from hetero.gguf import GGUFFile, Tensor, open_gguf
 from hetero.planning import Planned, plan_to_run
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from cpu_kernels import Pool
     from hetero.engine import Engine
     from hetero.tokenizer import Tokenizer
-
-DEFAULT_CONTEXT = 8192
-WORKING_BYTES = 512 << 20  # for Python, compiled kernels, activations: what a load takes beside weights and cache
 
 Progress = Callable[[str, int, int], None]  # stage, done, total; total 0 where it is not known
 
@@ -43,8 +40,6 @@ def load(
     from hetero.tokenizer import Tokenizer
 
     run, report = run or RunConfig(), progress or (lambda stage, done, total: None)
-    if run.sequences > 1:
-        raise UnsupportedError(f"{run.sequences} sequences", "one is served in this version", "leave out --sequences")
     with ExitStack() as undo:
         file = undo.enter_context(open_gguf(path))
         config = ModelConfig.from_gguf(file)
@@ -64,7 +59,7 @@ def load(
         with file_faults(file):
             file.tensors = weights.tensors(pool, report)
             report(kernels, 0, 0)
-            engine = Engine(file, config, run, cache, pool)
+            engine = Engine(file, config, run, cache, pool, planned)
             engine.model.rehearse(cache.layers)
         note_compiled()
         undo.pop_all()
@@ -130,15 +125,3 @@ class WeightSource:
         elif not self.planned.on_disk:
             prefetch([(cache.path, 0, cache.nbytes)])
         return place(slots, arena, cache.path)
-
-
-def chosen_context(config: ModelConfig, run: RunConfig) -> int:
-    if run.context is None:
-        return min(config.context_length, DEFAULT_CONTEXT)
-    if run.context > config.context_length:
-        raise RequestError(
-            f"a context of {run.context} tokens",
-            f"{config.name} was made for at most {config.context_length}",
-            f"use --context {config.context_length} or less",
-        )
-    return run.context

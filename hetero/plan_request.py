@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from hetero.config import CONTEXT_LIMIT, ModelConfig
+from hetero.config import CONTEXT_LIMIT, MEMORY_LIMIT, SEQUENCE_LIMIT, THREAD_LIMIT, ModelConfig
 from hetero.documents import read_document
 from hetero.errors import HeteroError, RequestError
 from hetero.free_memory import free_memory
@@ -26,6 +26,18 @@ from placement.presets import note
 # Any of these describes another machine; its memory is then --memory, and its GPU's --gpu-memory
 DESCRIBING = ("gpu", "socket", "sockets", "cores", "memory_bandwidth", "pcie", "disk_bandwidth")
 SETTINGS = ("context", "sequences", "kv", "threads", "device", "memory", "gpu_memory", "mmap", "gpu_experts")
+# From 1 on; rates in bytes/s
+MOST = {
+    "context": CONTEXT_LIMIT,
+    "sequences": SEQUENCE_LIMIT,
+    "threads": THREAD_LIMIT,
+    "memory": MEMORY_LIMIT,
+    "gpu_memory": MEMORY_LIMIT,
+    "sockets": 64,
+    "cores": 64 * THREAD_LIMIT,
+    "memory_bandwidth": 1 << 50,
+    "disk_bandwidth": 1 << 50,
+}
 
 Notice = Callable[[str], None]
 
@@ -67,6 +79,9 @@ class PlanRequest:
 
 def run_plan(request: PlanRequest, notice: Notice = lambda sentence: None) -> Planned:
     """Raises FileError, UnsupportedError (the file), ResourceError (it does not fit), RequestError."""
+    for name, value in request.given(*MOST).items():
+        if not 1 <= value <= MOST[name]:
+            raise RequestError(f"--{name.replace('_', '-')} {short(value)}", f"1 to {MOST[name]:,}", "change it")
     model, notes = asked_model(request)
     settings = request.given(*SETTINGS)
     if request.described:
@@ -86,8 +101,6 @@ def run_plan(request: PlanRequest, notice: Notice = lambda sentence: None) -> Pl
 
 
 def _made(model: Model, machine: Machine, settings: dict[str, Any]) -> Plan:
-    if not 0 < settings.get("context", 1) <= CONTEXT_LIMIT:
-        raise RequestError(f"--context {settings['context']}", f"1 to {CONTEXT_LIMIT:,}", "change it")
     with refusals():
         return make_plan(model, machine, Settings(**settings))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from placement.known_parts import SYSTEM
 from placement.machine import DISK, GPU
 from placement.plan import MemoryUse
 
+SHARED = tuple({field.name for field in fields(Dimensions)} - {"rope_dim"})  # by Dimensions and ModelConfig
 CORE_BANDWIDTH = 12e9  # bytes/s that a core of a machine nobody measured is taken to read
 UNEVEN = 0.1  # of a tensor's bytes: a plan that differs by more from the runtime's shares of the nodes is refused
 
@@ -87,25 +88,8 @@ def refusals(source: str = "") -> Iterator[None]:
 
 def model_of(file: GGUFFile, config: ModelConfig) -> Model:
     """From the header alone."""
-    dimensions = Dimensions(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        layers=config.layers,
-        dense_layers=config.dense_layers,
-        nextn_layers=config.nextn_layers,
-        heads=config.heads,
-        q_lora_rank=config.q_lora_rank,
-        kv_lora_rank=config.kv_lora_rank,
-        nope_dim=config.nope_dim,
-        rope_dim=config.rope.dimension,
-        value_dim=config.value_dim,
-        intermediate_size=config.intermediate_size,
-        expert_intermediate_size=config.expert_intermediate_size,
-        experts=config.experts,
-        experts_used=config.experts_used,
-        shared_experts=config.shared_experts,
-        context_length=config.context_length,
-    )
+    shared = {name: getattr(config, name) for name in SHARED}
+    dimensions = Dimensions(rope_dim=config.rope.dimension, **shared)
     tensors = (Tensor(t.name, t.type, t.shape, t.nbytes) for t in file.tensors.values())
     return Model(config.name, dimensions, tuple(tensors))
 
@@ -152,20 +136,11 @@ def this_machine(threads: int | None = None, path: str | Path | None = None) -> 
 
 def plan_to_run(file: GGUFFile, config: ModelConfig, run: RunConfig) -> Planned:
     """What `hetero.load` carries out. Raises ResourceError, RequestError, UnsupportedError."""
+    _refuse_sequences(run)
     model, machine = model_of(file, config), this_machine(run.threads, file.paths[0])
     mmap = True if run.weights_cache is not None else run.mmap
     if run.plan is None:
-        settings = Settings(
-            context=run.context,
-            sequences=run.sequences,
-            kv=run.kv,
-            threads=chosen_threads(run.threads),
-            device="cpu",
-            memory=run.memory,
-            mmap=mmap,
-        )
-        with refusals():
-            return Planned(make_plan(model, machine, settings), model, machine)
+        return _planned(model, machine, run, run.memory, mmap)
     document = read_document(run.plan)
     with refusals(run.plan):
         _refuse_gpu(run.plan, Plan.from_json(document))
@@ -182,6 +157,34 @@ def plan_to_run(file: GGUFFile, config: ModelConfig, run: RunConfig) -> Planned:
         raise RequestError(f"{run.plan}: {error.found}", error.limit, "correct its settings.threads") from None
     _refuse_moved_rows(run.plan, planned)
     return planned
+
+
+def plan_in_memory(model: Model, run: RunConfig, beside: int = 0) -> Planned:
+    """Of a model without a file: all of it in DRAM. `beside`: bytes to leave free. Raises what `plan_to_run` does."""
+    _refuse_sequences(run)
+    machine = this_machine(run.threads)
+    machine = replace(machine, memories=tuple(memory for memory in machine.memories if memory.kind != "disk"))
+    limit = min(machine.dram_bytes, run.memory or machine.dram_bytes)
+    return _planned(model, machine, run, max(0, limit - beside), None)
+
+
+def _planned(model: Model, machine: Machine, run: RunConfig, memory: int | None, mmap: bool | None) -> Planned:
+    settings = Settings(
+        context=run.context,
+        sequences=run.sequences,
+        kv=run.kv,
+        threads=chosen_threads(run.threads),
+        device="cpu",
+        memory=memory,
+        mmap=mmap,
+    )
+    with refusals():
+        return Planned(make_plan(model, machine, settings), model, machine)
+
+
+def _refuse_sequences(run: RunConfig) -> None:
+    if run.sequences > 1:
+        raise UnsupportedError(f"{run.sequences} sequences", "one is served in this version", "leave out --sequences")
 
 
 def check_agreement(path: str, plan: Plan, given: Mapping[str, Any]) -> None:

@@ -4,20 +4,23 @@ from typing import TYPE_CHECKING
 
 from hetero.probe import probe, weight_types
 from placement.model import Model
-from placement.plan import Placed, Settings
+from placement.plan import Placed
 from placement.predict import Predictor
 
 if TYPE_CHECKING:
     from hetero.engine import Engine
 
 
-def predictor(engine: "Engine", model: Model) -> Predictor | None:
-    """From rates of this machine, measured now where they were not before. `model`: the engine's, or one of which the
-    engine has some layers. None where weights are mapped from a file: how much of it stays in memory is not known.
+def predictor(engine: "Engine", whole: Model | None = None) -> Predictor:
+    """Places as the plan that was carried out has them; rates of this machine, measured now where they were not before.
+
+    `whole`: a model of which the engine has some layers. It is predicted with all of it in memory, as they are.
     """
-    if any(tensor.path is not None for tensor in engine.file.tensors.values()):
-        return None
-    kv = engine.run.kv
-    machine = probe(engine.pool, weight_types(model), kv=[kv])
-    placed = tuple(Placed(tensor.name, machine.nodes[0].name, tensor.nbytes) for tensor in model.tensors)
-    return Predictor(model, machine, Settings(context=engine.context, kv=kv, threads=engine.pool.threads), placed)
+    planned = engine.planned
+    assert planned is not None, "a loaded engine has a plan"
+    settings, model, placed = planned.plan.settings, whole or planned.model, planned.plan.tensors
+    if whole is not None:
+        placed = tuple(Placed(tensor.name, planned.machine.nodes[0].name, tensor.nbytes) for tensor in whole.tensors)
+    path = engine.file.paths[0] if planned.on_disk else None
+    machine = probe(engine.pool, weight_types(model), kv=[settings.kv], path=path)
+    return Predictor(model, machine, settings, placed)

@@ -20,6 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetero.errors import KernelError, RequestError
+from placement.document import short
+
+LARGE = 1 << 64  # for an integer: larger ones need not be floats
+
+# Why one would
+_LEFT_OUT = {
+    "max_tokens": "to go on until the answer ends or the context is full",
+    "penalty_window": "to look at all tokens",
+    "seed": "for a new one each time",
+}
 
 
 @dataclass(frozen=True)
@@ -51,20 +61,22 @@ class Sampling:
             if getattr(self, name) is not None:
                 whole(self, name, least)
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
-            raise RequestError(f"stop is {self.stop!r}", "it is a tuple of non-empty strings")
+            raise RequestError(f"stop is {short(self.stop)}", "it is a tuple of strings", "leave out empty ones")
         if not isinstance(self.logit_bias, Mapping):
-            raise RequestError(f"logit_bias is {self.logit_bias!r}", "it maps token ids to numbers")
+            raise RequestError(f"logit_bias is {short(self.logit_bias)}", "it maps token ids to numbers", "write one")
         for id, bias in self.logit_bias.items():
             if not is_whole(id) or not is_real(bias) or math.isnan(bias) or bias == math.inf:
-                raise RequestError(f"logit_bias maps {id!r} to {bias!r}", "it maps token ids to numbers below infinity")
+                found = f"logit_bias maps {short(id)} to {short(bias)}"
+                raise RequestError(found, "it maps token ids to numbers below infinity", "correct that one")
 
 
 def is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Not an integer that is no float any more."""
+    return is_whole(value) or (isinstance(value, Real) and not isinstance(value, Integral))
 
 
 def is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool) and -LARGE < int(value) < LARGE
 
 
 def real(sampling: Sampling, name: str, low: float, high: float) -> None:
@@ -72,14 +84,16 @@ def real(sampling: Sampling, name: str, low: float, high: float) -> None:
     if not is_real(value) or not math.isfinite(value) or not low <= value <= high:
         bounds = "a finite number" if low == -math.inf else "above 0" if 0 < low < 1e-9 else f"at least {low:g}"
         limit = bounds if high == math.inf else f"from {low:g} to {high:g}"
-        raise RequestError(f"{name} is {value!r}", f"it must be {limit}", f"the default is {default_of(name)}")
+        raise RequestError(f"{name} is {short(value)}", f"it must be {limit}", f"the default is {default_of(name)}")
 
 
 def whole(sampling: Sampling, name: str, least: int) -> None:
     value = getattr(sampling, name)
     if not is_whole(value) or value < least:
         limit = f"it must be a whole number, at least {least}"
-        raise RequestError(f"{name} is {value!r}", limit, f"the default is {default_of(name)}")
+        limit += " and below 2**64" if isinstance(value, Integral) and int(value) > least else ""
+        remedy = f"the default is {default_of(name)}" if name not in _LEFT_OUT else f"leave it out {_LEFT_OUT[name]}"
+        raise RequestError(f"{name} is {short(value)}", limit, remedy)
 
 
 def default_of(name: str) -> Any:

@@ -4,21 +4,22 @@ The head, the embedding, one dense layer and a few layers with experts are made;
 speed what the whole model would do.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cpu_kernels import SUPPORTED
-from hetero.arena import arena_bytes, place, plan
+from hetero.arena import place, plan
 from hetero.config import CACHE_TYPES, ModelConfig, RopeConfig, RunConfig
 from hetero.errors import RequestError, ResourceError, UnsupportedError
-from hetero.free_memory import free_memory
 from hetero.known_models import Router
-from hetero.loading import WORKING_BYTES, Progress, chosen_context
-from hetero.planning import chosen_threads
+from hetero.loading import Progress
+from hetero.planning import SHARED, Planned, plan_in_memory
 from hetero.sizes import format_size
-from placement.model import Dimensions, Model, part_of
+from placement.cost import decode_bytes
+from placement.model import PARTS, Model
 from placement.presets import UnknownPreset, canonical, preset
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Slice:
 
 
 def make_slice(name: str, layers: int | None, run: RunConfig, context: int) -> Slice:
-    """Of a preset, with so many MoE layers; None: as many as the free memory holds beside the cache.
+    """Of a preset, with so many MoE layers; None: as many as plans find room for, with `context` tokens of cache.
 
     Raises RequestError (of an unknown name too), UnsupportedError (types without a kernel), ResourceError.
     """
@@ -71,7 +72,7 @@ def make_slice(name: str, layers: int | None, run: RunConfig, context: int) -> S
         model, _ = canonical(name)
     except UnknownPreset as error:
         raise RequestError(error.found, error.limit, error.remedy) from None
-    whole, routing = preset(name), ROUTINGS[model]
+    whole = preset(name)
     without = sorted({tensor.type for tensor in whole.tensors} - SUPPORTED)
     if without:
         found = f"{name}: weights of the type {', '.join(without)}"
@@ -79,25 +80,42 @@ def make_slice(name: str, layers: int | None, run: RunConfig, context: int) -> S
     most = whole.dimensions.moe_layers
     if layers is not None and not 1 <= layers <= most:
         raise RequestError(f"--layers {layers}", f"{name} has 1 to {most} layers with experts", "ask for as many")
-    free = free_memory()
-    counts = (layers,) if layers is not None else range(most, 0, -1)
-    for count in counts:
-        made = _cut(name, whole, routing, count)
-        needed = (
-            made.model.nbytes + context * made.config.cache_bytes_per_token(run.kv) + WORKING_BYTES + PATTERNS_BYTES
-        )
-        if needed <= free:
-            return made
-    remedy = "lower --layers" if count > 1 else "take a preset of fewer bits, or a smaller model"
-    found = f"{name} with {_counted(count)}, cache and working memory need {format_size(needed)}"
-    raise ResourceError(found, f"{format_size(free)} of memory are free", remedy)
+    run = replace(run, context=min(context, whole.dimensions.context_length))  # more is refused with better words
+    count = layers or max(1, _most_layers(name, whole, run, most))
+    made = _cut(name, whole, count)
+    _planned(made, run)
+    return made
 
 
-def _counted(count: int) -> str:
-    return "a single layer with experts" if count == 1 else f"{count} layers with experts"
+def _most_layers(name: str, whole: Model, run: RunConfig, most: int) -> int:
+    """With experts, up to `most`, for which there is a plan; each layer more needs more memory."""
+
+    def too_many(count: int) -> bool:
+        try:
+            plan_in_memory(_cut(name, whole, count).model, run, PATTERNS_BYTES)
+        except ResourceError:
+            return True
+        return False
+
+    return bisect_left(range(1, most + 1), True, key=too_many)
 
 
-def _cut(name: str, whole: Model, routing: Routing, count: int) -> Slice:
+def _planned(made: Slice, run: RunConfig) -> Planned:
+    """What `load_slice` carries out. Raises ResourceError: where no number of layers fits, what a single one needs."""
+    try:
+        return plan_in_memory(made.model, run, PATTERNS_BYTES)
+    except ResourceError as error:
+        refused, count = error, made.model.dimensions.moe_layers
+    fewer = _most_layers(made.name, made.whole, run, count - 1)
+    if count > 1 and not fewer:
+        return _planned(_cut(made.name, made.whole, 1), run)
+    counted = "a single layer with experts" if count == 1 else f"{count} layers with experts"
+    limit = f"{refused.limit}, beside {format_size(PATTERNS_BYTES)} for making the weights"
+    remedy = f"lower --layers to {fewer}" if fewer else refused.remedy
+    raise ResourceError(f"{made.name} with {counted}: {refused.found}", limit, remedy)
+
+
+def _cut(name: str, whole: Model, count: int) -> Slice:
     """One dense layer (all of them in a whole model) and `count` others, whose sizes stand for those of all."""
     d = whole.dimensions
     layer_bytes = {layer: sum(t.nbytes for t in tensors) for layer, tensors in whole.routed_by_layer.items()}
@@ -109,36 +127,22 @@ def _cut(name: str, whole: Model, routing: Routing, count: int) -> Slice:
     kept = [t for t in whole.tensors if t.layer is None or t.layer in number]
     tensors = tuple(t if t.layer is None else replace(t, name=_renumbered(t.name, number[t.layer])) for t in kept)
     model = Model(name, replace(d, layers=len(layers), dense_layers=dense), tensors)
-    return Slice(name, whole, layers, model, _config(name, model, routing))
+    return Slice(name, whole, layers, model, _config(name, model))
 
 
 def _renumbered(name: str, layer: int) -> str:
     return f"blk.{layer}." + name.split(".", 2)[2]
 
 
-def _config(name: str, model: Model, routing: Routing) -> ModelConfig:
-    d: Dimensions = model.dimensions
+def _config(name: str, model: Model) -> ModelConfig:
+    d, routing = model.dimensions, ROUTINGS[canonical(name)[0]]
+    shared = {name: getattr(d, name) for name in SHARED}
     return ModelConfig(
+        **shared,
         name=name,
-        vocab_size=d.vocab_size,
-        context_length=d.context_length,
-        hidden_size=d.hidden_size,
-        layers=d.layers,
-        dense_layers=d.dense_layers,
-        nextn_layers=0,
         rms_eps=1e-6,
-        heads=d.heads,
-        q_lora_rank=d.q_lora_rank,
-        kv_lora_rank=d.kv_lora_rank,
-        nope_dim=d.nope_dim,
-        value_dim=d.value_dim,
         kv_b_split=True,
         rope=replace(routing.rope, dimension=d.rope_dim),
-        intermediate_size=d.intermediate_size,
-        expert_intermediate_size=d.expert_intermediate_size,
-        experts=d.experts,
-        experts_used=d.experts_used,
-        shared_experts=d.shared_experts,
         expert_groups=routing.router.groups,
         expert_groups_used=routing.router.groups_used,
         group_score="top2" if routing.router.gating == "sigmoid" else "max",
@@ -147,20 +151,6 @@ def _config(name: str, model: Model, routing: Routing) -> ModelConfig:
         expert_weights_norm=routing.normalized,
         expert_weights_scale=routing.scale,
     )
-
-
-def active_bytes(model: Model) -> int:
-    """Of the weights that decoding one token reads."""
-    d, total = model.dimensions, 0
-    for tensor in model.tensors:
-        match part_of(tensor.name, d.layers):
-            case "routed experts":
-                total += tensor.nbytes * d.experts_used // d.experts
-            case "embedding":
-                total += tensor.nbytes // tensor.shape[0]
-            case _:
-                total += tensor.nbytes
-    return total
 
 
 def load_slice(
@@ -173,23 +163,20 @@ def load_slice(
     from hetero.random_weights import PatternFile, PatternReader
 
     report = progress or (lambda stage, done, total: None)
-    if run.mmap or run.weights_cache is not None:
-        found = "a synthetic model with " + ("--mmap" if run.mmap else "--weights-cache")
-        raise RequestError(found, "it has no file", "leave it out")
+    for flag, given in (("--mmap", run.mmap), ("--weights-cache", run.weights_cache), ("--plan", run.plan)):
+        if given:
+            raise RequestError(f"a synthetic model with {flag}", "it has no file", "leave it out")
+    planned = _planned(made, run)
     with ExitStack() as undo:
         report("preparing kernels" if CACHED else "compiling kernels for this CPU, once, about a minute", 0, 0)
         from hetero.engine import Engine  # here: naming the kernels compiles them
 
-        cache = LatentCache(made.config, run, chosen_context(made.config, run))
-        pool = undo.enter_context(Pool(chosen_threads(run.threads)))
+        cache = LatentCache(made.config, run, planned.context)
+        pool = undo.enter_context(Pool(planned.plan.threads))
         tensors = ((t.name, t.type, t.shape) for t in made.model.tensors)
         file = PatternFile(made.name, tensors, pool)
         undo.callback(file.close)
         slots = split(plan(file, made.config), pool)
-        needed, free = arena_bytes(slots) + cache.nbytes + WORKING_BYTES, free_memory()
-        if needed > free:
-            found = f"weights, cache and working memory need {format_size(needed)}"
-            raise ResourceError(found, f"{format_size(free)} of memory are free", "lower --layers")
         arena, line = new_arena(slots, pool)
         if line and notice:
             notice(line)
@@ -198,7 +185,7 @@ def load_slice(
             pass
         file.forget_patterns()
         file.tensors = place(slots, arena)
-        engine = Engine(file, made.config, run, cache, pool)
+        engine = Engine(file, made.config, run, cache, pool, planned)
         engine.model.rehearse(cache.layers)
         note_compiled()
         undo.pop_all()
@@ -212,6 +199,6 @@ def slice_report(made: Slice, whole: bool) -> dict[str, Any]:
     return {
         "config": {"name": made.name, "vocab_size": config.vocab_size, "context_length": config.context_length},
         "bytes": model.nbytes,
-        "active_bytes_per_token": active_bytes(model),
+        "active_bytes_per_token": sum(decode_bytes(model, part) for part in PARTS),
         "kv_bytes_per_token": {kv: config.cache_bytes_per_token(kv) for kv in CACHE_TYPES},
     }

@@ -65,7 +65,9 @@ def cpu(root: Path = ROOT) -> Finding:
     found = f"{name}: {_NAMES.get(MACHINE.__name__, MACHINE.__name__)} kernels ({MACHINE.__name__}); {flags}"
     troubles = []
     if MACHINE.__name__ == "Generic":
-        troubles.append(("no instructions for products of bytes: slow", "use a CPU with AVX2 or NEON dotprod"))
+        chosen = os.environ.get("NUMBA_CPU_NAME")
+        remedy = f"unset NUMBA_CPU_NAME={chosen}" if chosen else "use a CPU with AVX2 or NEON dotprod"
+        troubles.append(("no instructions for products of bytes: slow", remedy))
     if has_amx(FEATURES) and not TILES:
         remedy = "Linux 5.16 or later, and no seccomp rule against arch_prctl"
         troubles.append(("it has AMX, which this system does not let us use", remedy))

@@ -10,7 +10,7 @@ from placement.plan import Settings
 from placement.predict import GPU_CHUNK
 
 DEFAULT_CONTEXT = 8192
-WORKING = 512 << 20  # Python, compiled kernels (hetero.loading.WORKING_BYTES)
+WORKING = 512 << 20  # Python and compiled kernels take less than 350 MiB (tests.test_loading)
 THREAD = 4 << 20  # scratch memory of a thread
 GPU_CONTEXT = 600 << 20  # of a CUDA context with torch and its kernels, and what its allocator cannot use
 GPU_GRAPH = 128 << 20

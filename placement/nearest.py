@@ -9,6 +9,8 @@ from placement.plan import Settings
 
 Fits = Callable[[Model, Settings], bool]
 
+Q8_0_VALUES = 32  # of a block; a cache of this type holds whole ones (cpu_kernels.cache.BLOCK)
+
 # Bits per weight of DeepSeek-V3's files as quantized by llama.cpp, largest first (placement.presets computes them)
 QUANTIZATIONS = (
     ("q8_0", 8.5),
@@ -29,7 +31,8 @@ def alternatives(model: Model, settings: Settings, fits: Fits) -> str:
     context = longest_context(model, settings, fits)
     if context:
         remedies.append(f"lower --context to {context:,} or less".replace(",", ""))
-    if settings.kv != "q8_0" and fits(model, replace(settings, kv="q8_0")):
+    blocks = model.dimensions.cache_width % Q8_0_VALUES == 0
+    if blocks and settings.kv != "q8_0" and fits(model, replace(settings, kv="q8_0")):
         remedies.append("use --kv q8_0")
     if settings.mmap is False and fits(model, replace(settings, mmap=None)):
         remedies.append("leave out --no-mmap: experts are then read from the disk")

@@ -23,9 +23,13 @@ def emit(form: Any, columns: int, triple: str) -> str:
     module = ir.Module()
     module.triple = triple
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 6), "multiply")
+    function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block())
     emitter = floats if issubclass(form, floats.FloatFormat) else tile
-    emitter.emit_columns(builder, form, columns, list(function.args))
+    if columns in tile.MACHINE.COLUMNS:
+        emitter.emit_columns(builder, form, columns, list(function.args))
+    else:
+        emitter.emit_fours(builder, form, I64(columns // 4), list(function.args))
     builder.ret_void()
     return str(module)
 
@@ -81,6 +85,22 @@ def quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(records), (codes * scale[:, None].astype(np.float64)).reshape(-1)
 
 
+# What the kernel finds on the stack: floats are NaN, addresses lie nowhere.
+POISON = """
+declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
+define internal void @poison() noinline {
+  %space = alloca [131072 x i8], align 64
+  call void @llvm.memset.p0.i64(ptr %space, i8 -1, i64 131072, i1 true)
+  ret void
+}
+define void @poisoned(i64 %a, i64 %b, i64 %c, i64 %d, i64 %e, i64 %f) {
+  call void @poison()
+  call void @multiply(i64 %a, i64 %b, i64 %c, i64 %d, i64 %e, i64 %f)
+  ret void
+}
+"""
+
+
 def compiled(text: str, features: str = "") -> Callable[..., None]:
     """For this CPU, with more `features`: multiply(weights, groups, blocks, x_list, y_list, y_offset) of addresses."""
     llvm.initialize_native_target()
@@ -88,9 +108,9 @@ def compiled(text: str, features: str = "") -> Callable[..., None]:
     features = llvm.get_host_cpu_features().flatten() + features
     host = llvm.Target.from_default_triple()
     machine = host.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=1, jit=True)
-    engine = llvm.create_mcjit_compiler(optimize(text, machine), machine)
+    engine = llvm.create_mcjit_compiler(optimize(text + POISON, machine), machine)
     engine.finalize_object()
-    function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(engine.get_function_address("multiply"))
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(engine.get_function_address("poisoned"))
 
     def multiply(*arguments: int) -> None:
         assert engine  # owns the code

@@ -119,7 +119,10 @@ def test_tile_configuration(scales: int, row_bytes: int, rows: int) -> None:
 SPILLS = {"Q4_K": 11, "Q5_K": 12, "Q6_K": 17, "Q8_0": 19, "IQ4_XS": 12, "Q2_K": 29}
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", *(pytest.param(n, marks=pytest.mark.soak) for n in SPILLS)])
+@pytest.mark.parametrize(
+    "name",
+    ["Q4_K", "Q8_0", *(pytest.param(n, marks=pytest.mark.soak) for n in sorted(SPILLS.keys() - {"Q4_K", "Q8_0"}))],
+)
 def test_code_for_sapphire_rapids(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     form = load_format(name)
     monkeypatch.setattr(tile, "MACHINE", Amx)

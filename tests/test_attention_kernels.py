@@ -9,7 +9,7 @@ from cpu_kernels import attention_absorbed, attention_expanded
 from cpu_kernels.attention_expanded import mla_expanded
 from cpu_kernels.cache import cache_layer, write_cache
 from cpu_kernels.pool import Pool
-from tests import reference_kernels as reference
+from hetero import kernel_references as reference
 
 KV = ["f32", "f16", "q8_0"]
 

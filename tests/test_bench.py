@@ -5,20 +5,30 @@ import re
 import sys
 from collections.abc import Iterator
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from benchmarks import report, turns
+from cli import app
 from cpu_kernels import Pool
 from cpu_kernels.bandwidth import STREAMS, WINDOW_BYTES, Reader
-from hetero import RunConfig, bench, contest, demo, parts
-from hetero.bench import Bench, describe, run_bench
+from hetero import RunConfig, bench, contest, demo, load, parts
+from hetero.bench import Bench, run_bench
+from hetero.bench_report import describe
+from hetero.config import ModelConfig
 from hetero.errors import FileError, RequestError, ResourceError, UnsupportedError
+from hetero.expert_counts import ExpertCounter
+from hetero.gguf import open_gguf
 from hetero.inspect import inspect_file
+from hetero.planning import plan_to_run, unmeasured_machine
+from hetero.sampler import Sampling
 from hetero.terminal import Screen
+from placement import Machine, Memory, Predictor
 
 DEMO = str(demo.path())
 KEYS = {
@@ -49,7 +59,8 @@ class FakeContestant:
             "bandwidth": lambda: 1e9,
             "parts": lambda: dict.fromkeys(parts.PARTS, 0.002),
             "facts": lambda: {"threads": 2, "load_seconds": 1.5, "peak_resident_bytes": 123},
-            "predict": lambda: {"decode": 44.0, "prefill": None},
+            "predict": lambda: {"decode": 44.0, "prefill": 300.0},
+            "expert_counts": lambda: {"counts": [[1, 2]]},
         }[method]()
 
     def close(self) -> None:
@@ -83,7 +94,7 @@ def test_document(calls: list[tuple[Any, ...]]) -> None:
     assert result["read_bandwidth_bytes_per_second"] == 1e9
     assert (result["peak_resident_bytes"], result["load_seconds"], result["threads"]) == (123, 1.5, 2)
     assert list(result["parts"]) == ["attention", "experts", "dense", "head", "other"]
-    assert result["predicted_decode_tokens_per_second"] == 44 and result["predicted_prefill_tokens_per_second"] is None
+    assert result["predicted_decode_tokens_per_second"] == 44 and result["predicted_prefill_tokens_per_second"] == 300
     assert result["approximations"] == [] and result["extrapolated_from_layers"] is None
     assert calls == [
         ("hetero", "start"),
@@ -101,7 +112,7 @@ def test_text_has_the_ceiling_first(calls: list[tuple[Any, ...]]) -> None:
     speed, share = re.search(r"measured +([\d.]+) tok/s +(\d+)% of the ceiling", text).groups()  # type: ignore[union-attr]
     ceiling = float(re.search(r"ceiling +([\d.]+) tok/s", text)[1])  # type: ignore[index]
     assert float(speed) == 80 and round(8000 / ceiling) == int(share)
-    assert text.count("predicted") == 1 and "44.0 tok/s  -45% (hetero plan)" in text
+    assert "44.0 tok/s  -45% (hetero plan)" in text and "300.0 tok/s  -25% (hetero plan)" in text
     assert "attention 20%" in text and "of 10.0 ms" in text and "llama.cpp" not in text
 
 
@@ -155,6 +166,98 @@ def test_a_run_that_just_fits(calls: list[tuple[Any, ...]]) -> None:
     run_bench(Bench(DEMO, prompt=8, depth=100, generate=99), RunConfig(context=200), Screen())
     with pytest.raises(RequestError, match="need 201 tokens"):
         run_bench(Bench(DEMO, prompt=8, depth=100, generate=100), RunConfig(context=200), Screen())
+
+
+def test_expert_counts_are_those_of_eval(tmp_path: Path) -> None:
+    """Of the tokens that were measured, whatever passes they came in; `hetero plan` reads them."""
+    path = tmp_path / "counts.json"
+    what = Bench(DEMO, prompt=100, generate=3, depth=70, repeat=1, expert_counts=str(path))
+    run_bench(what, RunConfig(threads=1), Screen())
+    document = json.loads(path.read_text())
+    engine, _ = load(DEMO, RunConfig(context=128, threads=1))
+    try:
+        ids = np.random.default_rng(0).integers(0, engine.config.vocab_size, what.context).tolist()
+        counter = ExpertCounter(engine)
+        decoded = [*ids[:71], *engine.generate(ids[:71], Sampling(temperature=0.0, max_tokens=3), ())]
+        for sequence in (decoded, ids[:100]):
+            counter.logits(sequence)
+    finally:
+        engine.close()
+    expected = counter.document()
+    assert document.keys() == expected.keys() and document["tokens"] == expected["tokens"] == 174
+    moved = np.abs(np.array(document["counts"]) - np.array(expected["counts"])).sum()
+    assert moved <= 0.05 * np.sum(expected["counts"]), "but for rounding that depends on the tokens of a pass"
+    used = engine.config.experts_used
+    assert [sum(row) for row in document["counts"]] == [174 * used] * len(engine.model.mixtures)
+    machine = ["--gpu", "rtx-4090", "--memory", "64GiB", "--socket", "epyc-milan"]
+    planned = CliRunner().invoke(app, ["plan", "demo", *machine, "--expert-counts", str(path), "--json"])
+    assert planned.exit_code == 0, planned.stderr
+    counts = json.loads(planned.stdout)["settings"]["expert_counts"]
+    assert counts == document["counts"]
+
+
+def test_expert_counts_are_counted_once(calls: list[tuple[Any, ...]], tmp_path: Path, monkeypatch) -> None:
+    """After everything was measured; also where each engine is loaded for each round."""
+    free_memory(monkeypatch, 1.5)
+    path = tmp_path / "counts.json"
+    run_bench(Bench(DEMO, repeat=2, compare="llama.cpp", expert_counts=str(path)), RunConfig(), Screen())
+    assert json.loads(path.read_text()) == {"counts": [[1, 2]]}
+    assert [call for call in calls if call[1] == "expert_counts"] == [("hetero", "expert_counts", (1,), (), (512,))]
+    with pytest.raises(OSError, match="nowhere"):
+        run_bench(Bench(DEMO, expert_counts="/nowhere/counts.json"), RunConfig(), Screen())
+
+
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """No kernels are timed: a machine that is described. The list says with what the probe was called."""
+    asked = list[dict[str, Any]]()
+
+    def probe(pool: Pool, types: set[str], **named: Any) -> Machine:
+        asked.append({"types": types} | named)
+        disk = Memory("disk", "disk", 1 << 40, 1e8)
+        machine = unmeasured_machine()
+        return replace(machine, memories=(*machine.nodes, disk))
+
+    monkeypatch.setattr("hetero.prediction.probe", probe)
+    return asked
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_loaded_plan_is_predicted(mmap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mapped or not: with the places of the plan, and rates that a probe found. Nothing is on the disk here."""
+    asked = probed(monkeypatch)
+    here = contest.Hetero(DEMO, RunConfig(context=64, threads=1, mmap=mmap))
+    try:
+        plan, found = here.engine.planned, here.predict(5, 20)
+        assert plan is not None and plan.plan.mode == ("mmap" if mmap else "resident")
+        speed = Predictor(plan.model, unmeasured_machine(), plan.plan.settings, plan.plan.tensors)
+        assert found == {
+            "decode": speed.decode(5).tokens_per_second,
+            "prefill": speed.prefill(20).tokens_per_second,
+        }
+    finally:
+        here.close()
+    assert asked == [{"types": {"F32", "Q4_K", "Q6_K", "Q8_0"}, "kv": ["f16"], "path": None}]
+
+
+def test_experts_on_the_disk_are_predicted_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the plan has it, which free memory too small for the model made; the disk is measured then."""
+    asked = probed(monkeypatch)
+    with open_gguf(DEMO) as file:
+        config = ModelConfig.from_gguf(file)
+        needed = plan_to_run(file, config, RunConfig(context=64, threads=1)).needed_bytes
+    monkeypatch.setattr("hetero.planning.free_memory", lambda: needed - 3_000_000)
+    here = contest.Hetero(DEMO, RunConfig(context=64, threads=1))
+    try:
+        slow = here.predict(5, 20)
+        planned, parts = here.engine.planned, here.predictor().decode(5).parts
+    finally:
+        here.close()
+    assert planned is not None and asked[0]["path"] == demo.path()
+    left = sum(one.bytes for one in planned.plan.tensors if one.place == "disk" and one.name in planned.on_disk)
+    seconds = sum(part.seconds for part in parts if part.place == "disk")
+    share = config.experts_used / config.experts
+    assert left == pytest.approx(3_000_000, rel=1e-3) and seconds == pytest.approx(share * left / 1e8, rel=1e-3)
+    assert slow["decode"] < 1 / seconds
 
 
 def test_llama_cpp_is_missing(calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from hetero.cache import LatentCache
 from hetero.config import ModelConfig, RopeConfig, RunConfig
-from hetero.errors import RequestError, ResourceError
+from hetero.errors import RequestError
 
 V3 = ModelConfig(
     name="DeepSeek-V3", vocab_size=129280, context_length=163840, hidden_size=7168, layers=61, dense_layers=3,
@@ -60,8 +60,3 @@ def test_refuses_past_the_context_and_keeps_what_it_has() -> None:
     with pytest.raises(RequestError, match=r"101 tokens; the context holds 100"):
         cache.extend(0, list(range(11)))
     assert cache.extend(0, list(range(10))).tolist() == list(range(90, 100))
-
-
-def test_refuses_more_than_the_memory_before_allocating() -> None:
-    with pytest.raises(ResourceError, match=r"GiB of memory are free; lower --context to \d+"):
-        LatentCache(V3, RunConfig(kv="f32", sequences=1024), context=163840)

@@ -5,7 +5,7 @@ import pytest
 from cpu_kernels import half
 from cpu_kernels.cache import cache_layer, cache_width, read_cache, write_cache
 from cpu_kernels.pool import Pool
-from tests import reference_kernels as reference
+from hetero import kernel_references as reference
 
 KV = ["f32", "f16", "q8_0"]
 TOLERANCE = {"f32": 0, "f16": 2**-11, "q8_0": 1 / 250}  # of the largest value

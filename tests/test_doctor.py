@@ -1,5 +1,6 @@
 """The doctor: kernels that are wrong, processes that die, and the command."""
 
+import errno
 import json
 import os
 import subprocess
@@ -87,6 +88,16 @@ def test_an_exception_is_a_line() -> None:
 
     found = doctor_kernels.run_check("it", fails)
     assert (found.status, found.found) == ("broken", "AttributeError: no such intrinsic")
+
+
+def test_a_full_disk_is_not_the_kernels_fault() -> None:
+    def fail(number: int) -> str:
+        raise OSError(number, os.strerror(number))
+
+    full = doctor_kernels.run_check("experts", lambda: fail(errno.ENOSPC))
+    assert full.status == "broken" and "No space left" in full.found
+    assert full.remedy.startswith("make room") and "XDG_CACHE_HOME" in full.remedy
+    assert doctor_kernels.run_check("experts", lambda: fail(errno.EIO)).remedy != full.remedy
 
 
 def test_an_error_of_ours_brings_its_own_remedy() -> None:

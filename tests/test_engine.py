@@ -13,7 +13,7 @@ import pytest
 import cpu_kernels
 import hetero.engine
 from hetero.cache import LatentCache
-from hetero.config import ModelConfig, RunConfig
+from hetero.config import RunConfig
 from hetero.engine import CHUNK, Engine
 from hetero.errors import FileError, RequestError, ResourceError, UnsupportedError
 from hetero.gguf import GGUFFile
@@ -261,15 +261,6 @@ def test_refuses_a_tokenizer_of_another_model(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "small.gguf").write_bytes(small_model())
     with pytest.raises(FileError, match="its tokenizer has 17 tokens; the model has 16"):
         load(tmp_path / "small.gguf")
-
-
-def test_names_a_context_that_fits() -> None:
-    config: ModelConfig = small_config()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 200 * 2 * 2 * 6 * 2}))
-        with pytest.raises(ResourceError, match="lower --context to 192 or less"):
-            LatentCache(config, RunConfig(sequences=2), context=256)
-        LatentCache(config, RunConfig(sequences=2), context=192)
 
 
 def test_says_that_kernels_compile_until_a_model_has_run(tmp_path: Path) -> None:

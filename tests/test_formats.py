@@ -1,7 +1,5 @@
 """Every weight format: exact dequantization, and products against float64."""
 
-import ctypes
-import mmap
 import os
 import subprocess
 import sys
@@ -14,6 +12,7 @@ import pytest
 from cpu_kernels import SUPPORTED, Matrix, Pool, dequantize, embed, interleave, linear, linear_heads_transposed
 from cpu_kernels.matrix import load_format
 from tests.random_weights import SCALES, as_multiplied, random_matrix, random_weights, values_of
+from tests.walled_memory import before_a_forbidden_page
 
 TYPES = sorted(SUPPORTED)
 # Row lengths: one block; several with an odd number of 32s; for plain numbers also no multiple of anything.
@@ -122,28 +121,16 @@ def test_weights_may_be_read_only_strided_and_mapped(pool, tmp_path: Path):
     np.testing.assert_array_equal(dequantize(pool, matrix), values_of(data[::2], "Q4_K"))
 
 
-def _before_a_forbidden_page(array: np.ndarray) -> np.ndarray:
-    """A copy whose last byte is the last one that may be read: anything beyond ends the process."""
-    size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
-    whole = np.frombuffer(memory, np.uint8)
-    forbidden = ctypes.c_void_p(whole.ctypes.data + size)
-    assert ctypes.CDLL(None).mprotect(forbidden, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
-    copy = whole[size - array.nbytes : size].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
 @pytest.mark.parametrize("type", TYPES)
 def test_nothing_is_read_past_the_last_row(pool, type):
     """The last tensor of a mapped file may end with the file's last page."""
     rng, columns = np.random.default_rng(6), columns_of(type)
     for rows in (1, 3):
         data = random_weights(type, (rows, columns), rng)
-        matrix = Matrix(_before_a_forbidden_page(data), type, columns)
+        matrix = Matrix(before_a_forbidden_page(data), type, columns)
         np.testing.assert_array_equal(dequantize(pool, matrix), values_of(data, type))
         for tokens in (1, 5):
-            x = _before_a_forbidden_page(rng.standard_normal((tokens, columns), np.float32))
+            x = before_a_forbidden_page(rng.standard_normal((tokens, columns), np.float32))
             assert np.isfinite(linear(pool, matrix, x)).all()
         linear_heads_transposed(pool, Matrix(matrix.data[None], type, columns), np.ones((1, 1, rows), np.float32))
 

@@ -136,11 +136,37 @@ def test_a_model_beyond_free_memory_is_not_read_into_it(model_file, free, monkey
         load(model_file("tiny", "Q4_K"), RunConfig(context=128, threads=2, mmap=False))
 
 
-def test_without_memory_for_the_cache_nothing_begins(model_file, monkeypatch) -> None:
+@pytest.mark.parametrize("where", [{}, {"mmap": True}, {"mmap": False}, {"weights_cache": "cache"}])
+def test_without_memory_for_the_cache_nothing_begins(where: dict[str, Any], model_file, monkeypatch) -> None:
+    """Also where the weights stay in a file."""
     monkeypatch.setattr("hetero.planning.free_memory", lambda: 300 << 20)
     monkeypatch.setattr("cpu_kernels.Pool", None)
-    with pytest.raises(ResourceError, match=r"the cache for 1 x 128 tokens in f16 and working memory need 0\.5 GiB"):
-        load(model_file("tiny", "Q4_K"), RunConfig(context=128, threads=2))
+    said = r"the cache for 1 x 128 tokens in f16 and working memory need 0\.5 GiB; 0\.3 GiB of DRAM may be used"
+    with pytest.raises(ResourceError, match=said):
+        load(model_file("tiny", "Q4_K"), RunConfig(context=128, threads=2, **where))
+
+
+def test_the_context_that_is_named_fits(model_file, monkeypatch) -> None:
+    with open_gguf(model_file("tiny", "Q4_K")) as file:
+        config = ModelConfig.from_gguf(file)
+        run = RunConfig(context=192, threads=2, mmap=True)
+        size = sum(use.kv_bytes + use.buffer_bytes for use in plan_to_run(file, config, run).dram)
+        monkeypatch.setattr("hetero.planning.free_memory", lambda: size)
+        assert plan_to_run(file, config, run).context == 192
+        with pytest.raises(ResourceError, match=r"GiB of DRAM may be used; lower --context to 192 or less$"):
+            plan_to_run(file, config, dataclasses.replace(run, context=256))
+
+
+def test_the_cache_is_that_of_the_plan(model_file) -> None:
+    """All of what was promised is allocated at load, and can be filled."""
+    engine, _ = load(model_file("tiny", "Q4_K"), RunConfig(context=130, threads=2, kv="q8_0", mmap=True))
+    try:
+        assert engine.planned is not None
+        assert sum(use.kv_bytes for use in engine.planned.dram) == engine.cache.nbytes
+        engine.logits(prompt(130))
+        assert engine.tokens_cached == engine.context == 130
+    finally:
+        engine.close()
 
 
 def test_a_model_that_fits_is_read(model_file, free) -> None:

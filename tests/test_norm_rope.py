@@ -5,7 +5,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_po
 
 from cpu_kernels.norm_rope import rms_norm, rope
 from cpu_kernels.pool import Pool
-from tests import reference_kernels as reference
+from hetero import kernel_references as reference
 
 
 @pytest.fixture(scope="module", params=[1, 2])

@@ -273,6 +273,10 @@ def test_what_cannot_be_asked_for(v3) -> None:
     smaller = describe(Description(memory=8 * GIB, socket="epyc-rome"))
     with pytest.raises(DoesNotFit, match=r"lower --context to \d+ or less, or use --kv q8_0"):
         make_plan(v3, smaller, Settings(context=50_000))
+    odd = replace(v3, dimensions=replace(v3.dimensions, rope_dim=65))
+    with pytest.raises(DoesNotFit, match=r"lower --context to \d+ or less") as refused:
+        make_plan(odd, smaller, Settings(context=50_000))
+    assert "--kv q8_0" not in refused.value.remedy, "its blocks would not be whole"
 
 
 def test_a_plan_of_v3_takes_little_memory() -> None:

@@ -85,6 +85,66 @@ def test_every_tensor_once_and_no_memory_exceeded(model: Model, machine: Machine
     assert all(speed.tokens_per_second <= speed.ceiling_tokens_per_second * (1 + 1e-9) for speed in plan.decode)
 
 
+def must_be_in_memory(model: Model, want: Settings, threads: int) -> tuple[int, int]:
+    """Of the cache, and at least of the rest, whatever is mapped: 512 MiB, threads, the activations of a chunk."""
+    d, pages = model.dimensions, -(-(want.context or 0) // 64)
+    row = {"f32": 2304, "f16": 1152, "q8_0": 612}[want.kv]
+    residual = 4 * 4 * d.hidden_size * min(1024, want.context or 0)
+    return row * d.layers * 64 * pages * want.sequences, (512 << 20) + threads * (4 << 20) + residual
+
+
+@EXAMPLES
+@given(models(), machines(), wanted, st.booleans(), st.booleans())
+def test_mapped_weights_need_no_memory_but_the_cache_does(
+    model: Model, machine: Machine, want: Settings, limited: bool, too_little: bool
+) -> None:
+    """On the CPU, with a disk for all weights: what is not weights decides, to the byte."""
+    want = replace(want, mmap=True, device="cpu")
+    cache, least = must_be_in_memory(model, want, machine.cpu.threads)
+    plenty = with_memory(machine, 1 << 50)
+    held = make_plan(model, plenty, want).memories
+    kv, buffers = sum(use.kv_bytes for use in held), sum(use.buffer_bytes for use in held)
+    assert kv == cache and least < buffers < 3 * GIB
+    enough = cache + buffers - too_little
+    small = with_memory(machine, (cache + buffers) * 4 if limited else enough)
+    want = replace(want, memory=enough if limited else None)
+    if too_little:
+        with pytest.raises(DoesNotFit) as refused:
+            make_plan(model, small, want)
+        asked = f"the cache for {want.sequences} x {want.context} tokens in {want.kv} and working memory"
+        assert refused.value.found == f"{asked} need {(cache + buffers) / GIB:.1f} GiB"
+        assert refused.value.limit == f"{enough / GIB:.1f} GiB of DRAM may be used"
+    else:
+        plan = make_plan(model, small, want)
+        assert plan.mode == "mmap" and all(
+            use.weight_bytes == 0 for use in plan.memories if use.name.startswith("node")
+        )
+        assert sum(use.kv_bytes for use in plan.memories) == cache
+
+
+def with_memory(machine: Machine, size: int) -> Machine:
+    """One node of so many bytes of DRAM, and a disk for everything."""
+    node, disk = machine.nodes[0], machine.disk
+    assert disk is not None
+    memories = (replace(node, bytes=size), replace(disk, bytes=1 << 50))
+    others = tuple(memory for memory in machine.memories if memory.kind == "vram")
+    return replace(machine, memories=(*others, *memories))
+
+
+@EXAMPLES
+@given(models(), machines(), wanted)
+def test_cache_and_working_memory_are_planned_in_full(model: Model, machine: Machine, want: Settings) -> None:
+    """Mapped or not, with a GPU or without, on any number of nodes."""
+    plan = plan_or_none(model, machine, want)
+    if plan is None:
+        return
+    cache, least = must_be_in_memory(model, want, plan.threads)
+    memories = [use for use in plan.memories if use.name != "disk"]
+    assert sum(use.kv_bytes for use in memories) == cache
+    assert sum(use.buffer_bytes for use in memories) > least
+    assert all(use.free_bytes >= 0 for use in memories)
+
+
 @EXAMPLES
 @given(models(), machines(), wanted, st.integers(0, 2), st.integers(1, 30 * GIB))
 def test_more_memory_is_never_worse(model: Model, machine: Machine, want: Settings, which: int, more: int) -> None:

@@ -318,6 +318,14 @@ def test_curves_of_a_single_token() -> None:
         ([*V3, "--gpu-memory", "24GiB"], r"--gpu-memory; no GPU is used here; describe one"),
         ([*V3, *BOX, "--gpu-experts", 5000], r"5000 experts on the GPU; there is room for \d+; use --gpu-experts"),
         (["demo", *V3], r"demo.* with --preset; one model is planned; leave out"),
+        ([*V3, *BOX, "--disk-bandwidth", 0], r"--disk-bandwidth 0; 1 to [\d,]+; change it"),
+        ([*V3, *BOX, "--memory-bandwidth", "0GB/s"], r"--memory-bandwidth 0; 1 to [\d,]+; change it"),
+        ([*V3, *BOX, "--gpu-memory", 0], r"--gpu-memory 0; 1 to [\d,]+; change it"),
+        ([*V3, *BOX[:-1], 10**9], r"--sockets 1000000000; 1 to 64; change it"),
+        ([*V3, *BOX, "--cores", 10**30], r"--cores an integer of 100 bits; 1 to [\d,]+; change it"),
+        ([*V3, *BOX, "--sequences", 10**6], r"--sequences 1000000; 1 to 1,024; change it"),
+        ([*V3, *BOX, "--context", 10**9], r"--context 1000000000; 1 to 16,777,216; change it"),
+        ([*V3, "--memory", "99999999TiB"], r"--memory an integer of 67 bits; 1 to [\d,]+; change it"),
     ],
 )  # fmt: skip
 def test_refusals(arguments: list[object], message: str, run: Run) -> None:

@@ -7,7 +7,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkR
 
 from cpu_kernels.pool import Pool
 from cpu_kernels.router import route
-from tests import reference_kernels as reference
+from hetero import kernel_references as reference
 
 V3 = {
     "used": 8,

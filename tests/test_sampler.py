@@ -210,6 +210,11 @@ def test_logits_that_are_no_numbers(bad: float) -> None:
         {"temperature": "0.5"},
         {"temperature": True},
         {"temperature": None},
+        {"temperature": 10**400},
+        {"top_p": -(10**5000)},
+        {"seed": 10**5000},
+        {"logit_bias": {1: 10**400}},
+        {"logit_bias": {10**5000: 1.0}},
         {"top_k": -1},
         {"top_k": 1.5},
         {"top_p": -0.01},
@@ -238,13 +243,19 @@ def test_logits_that_are_no_numbers(bad: float) -> None:
         {"logit_bias": {1: math.inf}},
         {"logit_bias": {1: "x"}},
     ],
-    ids=str,
+    ids=lambda settings: next(iter(settings)),
 )
 def test_impossible_values(settings: dict[str, Any]) -> None:
     (name,) = settings
     with pytest.raises(RequestError, match=name) as refusal:
         Sampling(**settings)
-    assert refusal.value.limit
+    assert refusal.value.limit and refusal.value.remedy
+
+
+def test_no_tokens_at_all() -> None:
+    message = "max_tokens is 0; it must be a whole number, at least 1; leave it out to go on until the answer ends"
+    with pytest.raises(RequestError, match=message):
+        Sampling(max_tokens=0)
 
 
 def test_impossible_bias() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,15 +15,17 @@ import hetero.random_weights
 import hetero.synthetic
 from cli import app
 from cpu_kernels import SUPPORTED, Matrix, Pool, dequantize, topology
+from cpu_kernels.matrix import LANES
 from hetero import RunConfig, demo
 from hetero.arena import Slot, arena_bytes, arrange, place
-from hetero.bench import Bench, describe, run_bench
+from hetero.bench import Bench, run_bench
+from hetero.bench_report import describe
 from hetero.engine import Engine
 from hetero.errors import HeteroError, RequestError, ResourceError, UnsupportedError
 from hetero.extrapolate import PassTimes, extrapolated, whole_pass
 from hetero.known_models import Router
 from hetero.random_weights import PERIOD_BYTES, UNIT_BYTES, PatternFile, PatternReader, kind_of, random_rows
-from hetero.synthetic import PATTERNS_BYTES, Routing, Slice, active_bytes, load_slice, make_slice, slice_report
+from hetero.synthetic import PATTERNS_BYTES, Routing, Slice, load_slice, make_slice, slice_report
 from hetero.terminal import Screen
 from placement.model import Dimensions
 from placement.presets import MODELS, names, preset
@@ -46,7 +49,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def free(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
-    monkeypatch.setattr(hetero.synthetic, "free_memory", lambda: nbytes)
+    monkeypatch.setattr("hetero.planning.free_memory", lambda: nbytes)
 
 
 # Weights
@@ -186,13 +189,14 @@ def test_as_many_layers_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_context_takes_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    free(monkeypatch, 17 * GB)
+    free(monkeypatch, 18 * GB)
     assert len(make_slice("deepseek-v3:q4_k_m", None, RunConfig(), 512).layers) == 3
     assert len(make_slice("deepseek-v3:q4_k_m", None, RunConfig(kv="f32"), 160_000).layers) == 2
 
 
 def bench(**what: Any) -> dict[str, Any]:
-    run = {name: what.pop(name) for name in ("mmap", "weights_cache", "context") if name in what}
+    names = ("mmap", "weights_cache", "context", "plan", "sequences")
+    run = {name: what.pop(name) for name in names if name in what}
     settings: dict[str, Any] = {"model": DEMO, "prompt": 40, "generate": 4, "repeat": 2, "synthetic": "small:q4_k_m"}
     return run_bench(Bench(**settings | what), RunConfig(threads=2, **run), Screen())
 
@@ -208,6 +212,9 @@ def bench(**what: Any) -> dict[str, Any]:
         ({"model": "other.gguf"}, RequestError, "other.gguf with --synthetic"),
         ({"mmap": True}, RequestError, "a synthetic model with --mmap; it has no file"),
         ({"weights_cache": "there"}, RequestError, "--weights-cache"),
+        ({"plan": "p.json"}, RequestError, "a synthetic model with --plan; it has no file"),
+        ({"sequences": 2}, UnsupportedError, "2 sequences; one is served"),
+        ({"expert_counts": "/x"}, RequestError, "--expert-counts with --synthetic; random weights choose .* at random"),
         ({"prompt": 5000}, RequestError, "small:q4_k_m was made for at most 4096"),
         ({"context": 20}, RequestError, "--context 20 holds fewer"),
     ],
@@ -219,16 +226,67 @@ def test_refused(what: dict[str, Any], error: type[HeteroError], said: str, monk
 
 
 @pytest.mark.parametrize(
-    ("layers", "said"),
+    ("gigabytes", "layers", "said"),
     [
-        (3, r"with 3 layers with experts, .* need 2\d\.\d\d GiB; 5\.59 GiB of memory are free; lower --layers"),
-        (None, r"with a single layer with experts, .* need 8\.\d\d GiB; 5\.59 .*; take a preset of fewer bits"),
+        (12, 3, "with 3 layers with experts: weights, cache and working memory need 21.1 GiB of DRAM; 10.7 GiB may be"
+         " used, beside 512.00 MiB for making the weights; lower --layers to 1"),
+        (6, None, "with a single layer with experts: weights, cache and working memory need 8.2 GiB of DRAM; 5.1 GiB"
+         " may be used, beside 512.00 MiB for making the weights; take the model quantized to 2.7 bits"),
+        (6, 3, "deepseek-v3:q4_k_m with a single layer with experts: "),
+        (1, 1, "the cache for 1 x 40 tokens in f16 and working memory need 0.6 GiB; 0.4 GiB of DRAM may be used"),
     ],
-)
-def test_what_does_not_fit(layers: int | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    free(monkeypatch, 6 * GB)
-    with pytest.raises(ResourceError, match=said):
+)  # fmt: skip
+def test_what_does_not_fit(gigabytes: int, layers: int | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, gigabytes * GB)
+    monkeypatch.setattr("cpu_kernels.Pool", None)
+    with pytest.raises(ResourceError, match=re.escape(said)):
         bench(synthetic="deepseek-v3:q4_k_m", layers=layers)
+
+
+def test_the_layers_that_are_named_fit_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 60 * GB)
+    with pytest.raises(ResourceError) as refused:
+        make_slice("deepseek-v3:q4_k_m", 40, RunConfig(), 4096)
+    count = int(refused.value.remedy.removeprefix("lower --layers to "))
+    assert (
+        make_slice("deepseek-v3:q4_k_m", None, RunConfig(), 4096).layers[1:]
+        == (make_slice("deepseek-v3:q4_k_m", count, RunConfig(), 4096).layers[1:])
+    )
+    with pytest.raises(ResourceError, match=f"lower --layers to {count}$"):
+        make_slice("deepseek-v3:q4_k_m", count + 1, RunConfig(), 4096)
+
+
+def test_a_limit_on_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 30 * GB)
+    assert len(make_slice("deepseek-v3:q4_k_m", None, RunConfig(), 512).layers) == 4
+    assert len(make_slice("deepseek-v3:q4_k_m", None, RunConfig(memory=20 * GB), 512).layers) == 3
+
+
+def test_the_plan_is_carried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Context and threads of it; and memory that went meanwhile is missed before anything is made."""
+    run = RunConfig(threads=1, kv="q8_0")
+    made = make_slice("small:q4_k_m", 1, run, 8192)
+    engine = load_slice(made, run)
+    try:
+        assert engine.planned is not None and engine.planned.plan.mode == "resident"
+        assert engine.context == engine.planned.context == 4096, "the model's, where none is given"
+        assert engine.pool.threads == engine.planned.plan.threads == 1
+        (use,) = engine.planned.dram
+        assert use.weight_bytes == made.model.nbytes and use.kv_bytes == engine.cache.nbytes
+    finally:
+        engine.close()
+    free(monkeypatch, GB)
+    monkeypatch.setattr("cpu_kernels.Pool", None)
+    with pytest.raises(ResourceError, match=r"with a single layer with experts: the cache .*GiB of DRAM may be used"):
+        load_slice(made, run)
+
+
+def test_the_arena_is_as_large_as_planned() -> None:
+    """Whole groups of 16 rows, and whole pages: little more than the tensors of the plan."""
+    for name in names():
+        for tensor in preset(name).tensors:
+            if tensor.type in SUPPORTED and len(tensor.shape) > 1 and tensor.name != "token_embd.weight":
+                assert tensor.shape[-2] % LANES == 0, (name, tensor)
 
 
 def test_refusals_are_one_line_on_the_terminal() -> None:
@@ -297,8 +355,7 @@ def test_active_bytes() -> None:
     model = preset("small:q8_0")
     routed = sum(t.nbytes for t in model.by_part["routed experts"])
     embedding = model.by_part["embedding"][0].nbytes
-    assert report["active_bytes_per_token"] == active_bytes(model)
-    assert active_bytes(model) == model.nbytes - routed * 3 // 4 - embedding + embedding // 512
+    assert report["active_bytes_per_token"] == model.nbytes - routed * 3 // 4 - embedding + embedding // 512
 
 
 # All of it

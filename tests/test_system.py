@@ -152,6 +152,10 @@ def test_cpu_names_the_kernels(write: Write, monkeypatch: pytest.MonkeyPatch) ->
     assert found.found.startswith("Some CPU: ") and f"({cpu_kernels.machine.MACHINE.__name__})" in found.found
     assert "avx512vnni" in found.found
     monkeypatch.setattr("cpu_kernels.machine.MACHINE", Generic)
+    with monkeypatch.context() as patch:
+        patch.setenv("NUMBA_CPU_NAME", "generic")
+        assert system.cpu(write({})).remedy == "unset NUMBA_CPU_NAME=generic"
+    monkeypatch.delenv("NUMBA_CPU_NAME", raising=False)
     slow = system.cpu(root)
     assert slow.status == "warning" and "generic kernels" in slow.found
     monkeypatch.setattr("cpu_kernels.cpu.FEATURES", KNOWN["znver4"] | {"amx-tile", "amx-int8"})

@@ -4,9 +4,10 @@ Each 16 bits of the last hold four scales of 3 bits, for 16 values each, and a q
 Codebook and shift are those of IQ1_S.
 """
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
 from ..lanes import I16
-from ..tile import dequantizer, multiplier
+from ..tile import multiplier
 from .codebook import Codebook, codebook
 from .codebook_fields import spread
 

@@ -3,8 +3,9 @@
 value = scale x (entry of -1, 0, 1 plus or minus an eighth): codes are 8 x entry plus or minus 1; the top bit for minus.
 """
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
-from ..tile import dequantizer, multiplier
+from ..tile import multiplier
 from .codebook import Codebook, codebook
 from .codebook_fields import spread
 

@@ -3,8 +3,9 @@
 16 scales of 4 bits, for 16 values each.
 """
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
-from ..tile import dequantizer, multiplier
+from ..tile import multiplier
 from .codebook import Codebook, codebook
 from .codebook_fields import spread
 

@@ -1,8 +1,9 @@
 """IQ2_XS: 256 values as d f16 | 32 x 16 bits: index of 9, signs of 7 | 16 scales of 4 bits, for 16 values each."""
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
 from ..machine import LANES
-from ..tile import dequantizer, multiplier
+from ..tile import multiplier
 from .codebook import Codebook, codebook, even
 
 

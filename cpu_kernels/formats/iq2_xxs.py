@@ -1,7 +1,8 @@
 """IQ2_XXS: 256 values as d f16 | 8 groups of 4 indices of 8 bits and, in 32 bits, 4 x 7 signs and a scale of 4 bits."""
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
-from ..tile import dequantizer, multiplier
+from ..tile import multiplier
 from .codebook import Codebook, codebook, even
 from .codebook_fields import spread
 

@@ -1,7 +1,8 @@
 """IQ3_XXS: 256 values as d f16 | 64 indices of 4 values | for each 32 values 32 bits: 4 x 7 signs, scale of 4 bits."""
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
-from ..tile import dequantizer, multiplier
+from ..tile import multiplier
 from .codebook import Codebook, codebook, even
 from .codebook_fields import spread
 

@@ -1,7 +1,8 @@
 """IQ4_NL: 32 values as d f16 | low nibbles (indices 0..15), high nibbles (16..31) into a table of 16 uneven steps."""
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
-from ..tile import Format, dequantizer, multiplier
+from ..tile import Format, multiplier
 
 STEPS = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
 

@@ -3,9 +3,10 @@
 Each group of 32 is coded as in IQ4_NL, with its own scale of 6 bits; scale - 32.
 """
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
 from ..lanes import I16
-from ..tile import Format, dequantizer, multiplier
+from ..tile import Format, multiplier
 from .iq4_nl import STEPS
 
 

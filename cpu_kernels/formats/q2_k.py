@@ -3,9 +3,10 @@
 Code bytes 32h .. of half h hold group g of 32 values in bits 2g, 2g + 1. A scale serves 16 values.
 """
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
 from ..lanes import I16
-from ..tile import Format, byte, dequantizer, multiplier
+from ..tile import Format, byte, multiplier
 
 
 class Q2_K(Format):

@@ -5,8 +5,9 @@ bytes. Scales: low nibbles (0..7) and high nibbles (8..15) of 8 bytes, then the 
 for 16 values each.
 """
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
-from ..tile import Format, byte, dequantizer, multiplier
+from ..tile import Format, byte, multiplier
 
 
 class Q3_K(Format):

@@ -1,7 +1,8 @@
 """Q4_0: 32 values as d f16 | low nibbles (codes 0..15), high nibbles (16..31); code - 8."""
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
-from ..tile import Format, dequantizer, multiplier
+from ..tile import Format, multiplier
 
 
 class Q4_0(Format):

@@ -1,8 +1,9 @@
 """Q4_1: 32 values as d f16 | m f16 | low nibbles (codes 0..15), high nibbles (16..31); value = d x code + m."""
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
 from ..lanes import I16
-from ..tile import Format, dequantizer, multiplier
+from ..tile import Format, multiplier
 
 
 class Q4_1(Format):

@@ -3,9 +3,10 @@
 Nibble bytes 32p .. hold groups 2p (low) and 2p + 1 (high) of 32 values. value = (d x scale) x code - dmin x minimum.
 """
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
 from ..lanes import I16
-from ..tile import Format, byte, dequantizer, multiplier
+from ..tile import Format, byte, multiplier
 
 
 class Q4_K(Format):

@@ -1,7 +1,8 @@
 """Q5_0: 32 values as d f16 | the codes' fifth bits, 32 | low nibbles (0..15), high nibbles (16..31); code - 16."""
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
-from ..tile import Format, dequantizer, flags, multiplier
+from ..tile import Format, flags, multiplier
 
 
 class Q5_0(Format):

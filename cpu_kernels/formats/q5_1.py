@@ -1,8 +1,9 @@
 """Q5_1: 32 values as d f16 | m f16 | the codes' fifth bits, 32 | low nibbles, high nibbles; value = d x code + m."""
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
 from ..lanes import I16
-from ..tile import Format, dequantizer, flags, multiplier
+from ..tile import Format, flags, multiplier
 
 
 class Q5_1(Format):

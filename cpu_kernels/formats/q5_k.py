@@ -1,7 +1,8 @@
 """Q5_K: as Q4_K with 32 bytes of fifth bits before the nibbles: bit b of them belongs to group b of 32 values."""
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
-from ..tile import dequantizer, multiplier
+from ..tile import multiplier
 from .q4_k import Q4_K
 
 

@@ -4,8 +4,9 @@ Half h has 64 low bytes and 32 high bytes. Group g of 32 values takes the low (g
 32(g % 2) .., and bits 2g, 2g + 1 of the high bytes. A scale serves 16 values.
 """
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
-from ..tile import Format, byte, dequantizer, multiplier
+from ..tile import Format, byte, multiplier
 
 
 class Q6_K(Format):

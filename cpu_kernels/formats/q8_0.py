@@ -1,7 +1,8 @@
 """Q8_0: 32 values as d f16 | 32 codes int8."""
 
+from ..dequantizer import dequantizer
 from ..jit import dequantize_kernel, multiply_kernel
-from ..tile import Format, dequantizer, multiplier
+from ..tile import Format, multiplier
 
 
 class Q8_0(Format):

@@ -22,7 +22,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from ..activation import CODES, RECORD_BYTES, SCALE, START_LOW
-from ..lanes import F32, I8, I32, I64, Lanes, Memory, call, constants, join, vector
+from ..lanes import F32, I8, I32, I64, Lanes, Memory, call, constants, join, space, vector
 from .base import LANES
 from .x86 import Vnni512
 
@@ -72,12 +72,12 @@ class _Kernel:
         self.builder, self.group, self.form = builder, group, group.form
         self.parts = group.form.SCALES
         self.steps = group.form.VALUES // BLOCK  # of a block of the format
-        self.panel = self._space(CHUNK // BLOCK * PANEL_BYTES)
+        self.panel = space(builder, CHUNK // BLOCK * PANEL_BYTES)
         self.count = self.parts * (2 if group.has_minima() else 1)  # of factors of a step
         # Of the steps on their way: codes [word][row], scales and minima of each part, sums [column][row] of each part.
-        self.codes = [self._space(WORDS * VECTOR) for _ in range(RING)]
-        self.factors = [[self._space(VECTOR) for _ in range(self.count)] for _ in range(STEPS)]
-        self.sums = [[self._space(WIDTH * VECTOR) for _ in range(self.parts)] for _ in range(2)]
+        self.codes = [space(builder, WORDS * VECTOR) for _ in range(RING)]
+        self.factors = [[space(builder, VECTOR) for _ in range(self.count)] for _ in range(STEPS)]
+        self.sums = [[space(builder, WIDTH * VECTOR) for _ in range(self.parts)] for _ in range(2)]
 
     def emit(self, weights, groups, blocks, x_list, y_list, y_offset) -> None:
         builder, (xs, ys) = self.builder, (Memory(self.builder, at) for at in (x_list, y_list))
@@ -101,14 +101,8 @@ class _Kernel:
                     place.store(self.group.total(column))
         call(builder, "llvm.x86.tilerelease", VOID)
 
-    def _space(self, count: int) -> Memory:
-        """Bytes on the stack, at the start of a cache line."""
-        place = cgutils.alloca_once(self.builder, vector(I8, 64), size=I64(count // 64))
-        place.align = 64
-        return Memory(self.builder, self.builder.ptrtoint(place, I64))
-
     def _configure(self) -> None:
-        place = self._space(64)
+        place = space(self.builder, 64)
         place.store(Lanes(self.builder, constants(I8, tuple(palette(self.parts)))))
         call(self.builder, "llvm.x86.ldtilecfg", VOID, place.base)
 
