@@ -4,6 +4,8 @@ T tokens of a pass, L tokens in the cache, H heads, C = kv_lora latent, R rope, 
 Q = q_lora, E experts, k of them used by a token, D hidden size, F width of an expert. A multiply-add is two FLOP.
 """
 
+from math import exp, lgamma, log, log1p
+
 from placement.model import Dimensions, Model, Part, Tensor
 
 PAGE = 64  # tokens; the cache is handed out in pages
@@ -20,22 +22,10 @@ def part_bytes(model: Model, part: Part) -> int:
     return sum(tensor.nbytes for tensor in model.by_part[part])
 
 
-def product_flops(tensor: Tensor, tokens: int) -> int:
-    """A matrix of M x K weights times T columns: each weight is multiplied and added once for each: 2 M K T."""
-    return 2 * tensor.weights * tokens
-
-
-def part_flops(model: Model, part: Part, tokens: int) -> int:
-    """Of a part's products with T tokens. Of the routed experts each token uses k of E; attention over the cache is
-    `absorbed_flops` or `expanded_flops`; the embedding is looked up."""
-    if part in ("embedding", "norms", "nextn", "other"):
-        return 0
-    flops = sum(product_flops(tensor, tokens) for tensor in model.by_part[part] if len(tensor.shape) > 1)
-    if part == "head" and model.tied:
-        flops = sum(product_flops(tensor, tokens) for tensor in model.by_part["embedding"])
-    if part == "routed experts":
-        return flops * model.dimensions.experts_used // model.dimensions.experts
-    return flops
+def product_flops(tensor: Tensor) -> int:
+    """Of one column, of all experts where there are several: a multiplication and an addition for each weight of M x K,
+    2 M K."""
+    return 2 * tensor.weights
 
 
 def decode_bytes(model: Model, part: Part) -> int:
@@ -50,27 +40,30 @@ def decode_bytes(model: Model, part: Part) -> int:
     return whole if part in _READ_WHOLE else 0
 
 
-def touched_share(dimensions: Dimensions, tokens: int) -> float:
-    """Expected share of a layer's experts that T tokens touch: 1 - (1 - k/E)^T.
+def touched_share(probability: float, tokens: int) -> float:
+    """Expected share of experts that T tokens touch, where each token chooses each with this probability, k/E where
+    nothing else is known: 1 - (1 - p)^T.
 
-    Each token misses an expert with the probability 1 - k/E. Tokens choose independently here, and every expert is as
+    Each token misses an expert with the probability 1 - p. Tokens choose independently here, and every expert is as
     likely: then groups change nothing, because a group and an expert in it are as likely as any other.
     """
-    return 1.0 - (1.0 - dimensions.experts_used / dimensions.experts) ** tokens
+    return 1.0 - (1.0 - probability) ** tokens
 
 
 def column_shares(tokens: int, probability: float) -> dict[int, float]:
-    """c -> the share of experts that c of T tokens choose: binomial, C(T, c) p^c (1 - p)^(T - c), each from the last.
+    """c -> the share of experts that c of T tokens choose: binomial, C(T, c) p^c (1 - p)^(T - c), by its logarithm.
 
-    Shares below 1e-9 beyond the most likely c are left out. p T up to some hundreds: (1 - p)^T must not vanish.
+    Shares below 1e-12 are left out.
     """
-    if probability >= 1.0:
-        return {tokens: 1.0}
-    share, odds, shares = (1.0 - probability) ** tokens, probability / (1.0 - probability), dict[int, float]()
+    if not 0.0 < probability < 1.0:
+        return {tokens if probability else 0: 1.0}
+    chosen, missed, shares = log(probability), log1p(-probability), dict[int, float]()
     for c in range(tokens + 1):
-        shares[c] = share
-        share *= (tokens - c) / (c + 1) * odds
-        if c > tokens * probability and share < 1e-9:
+        ways = lgamma(tokens + 1) - lgamma(c + 1) - lgamma(tokens - c + 1)
+        share = exp(ways + c * chosen + (tokens - c) * missed)
+        if share >= 1e-12:
+            shares[c] = share
+        elif c > tokens * probability:
             break
     return shares
 

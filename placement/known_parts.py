@@ -123,13 +123,16 @@ def describe(machine: Description) -> Machine:
     """The machine of these parts. Raises InvalidDocument for parts that are not known, or not enough said."""
     socket = _known(machine.socket, SOCKETS, "socket") if machine.socket else None
     gpu = _known(machine.gpu, GPUS, "GPU") if machine.gpu else None
-    bandwidth = machine.memory_bandwidth or (socket.bandwidth * machine.sockets if socket else 0.0)
-    cores = machine.cores or (socket.cores * machine.sockets if socket else 0)
-    if not bandwidth or machine.sockets < 1 or machine.memory <= SYSTEM:
-        found = f"memory {machine.memory} bytes at {bandwidth:g} bytes/s, {machine.sockets} sockets"
-        limit = f"more than {SYSTEM} bytes, a bandwidth and a socket"
-        raise InvalidDocument(found, limit, f"say --memory-bandwidth, or one of {', '.join(SOCKETS)}")
-    cores = cores or max(1, round(bandwidth / 12e9))  # about what a core of today needs to stay busy
+    _refuse_nothing(machine)
+    bandwidth = machine.memory_bandwidth
+    if bandwidth is None:
+        if socket is None:
+            remedy = f"say --memory-bandwidth, or --socket and one of {', '.join(SOCKETS)}"
+            raise InvalidDocument("memory of no known bandwidth", "it decides how fast a model runs", remedy)
+        bandwidth = socket.bandwidth * machine.sockets
+    cores = machine.cores
+    if cores is None:  # else about what a core of today needs to stay busy
+        cores = socket.cores * machine.sockets if socket else max(1, round(bandwidth / 12e9))
     nodes = tuple(
         Memory(f"node{i}", "dram", (machine.memory - SYSTEM) // machine.sockets, bandwidth / machine.sockets)
         for i in range(machine.sockets)
@@ -138,12 +141,28 @@ def describe(machine: Description) -> Machine:
     cpu = _cpu(socket.name if socket else "CPU", cores, bandwidth, socket.isa if socket else "avx512")
     name = f"{machine.sockets} x {cpu.description}, {cores} cores, {machine.memory / 2**30:.0f} GiB"
     name += f" at {bandwidth / 1e9:.0f} GB/s"
-    notes = ("described, not measured: rates of kernels are expectations",)
+    notes: tuple[str, ...] = ("described, not measured: rates of kernels are expectations",)
     if gpu is None:
         return Machine(name, False, memories, (), (cpu,), notes)
-    vram = Memory(GPU, "vram", machine.gpu_memory or gpu.bytes, gpu.bandwidth)
+    vram = Memory(GPU, "vram", gpu.bytes if machine.gpu_memory is None else machine.gpu_memory, gpu.bandwidth)
+    if vram.bytes > gpu.bytes:
+        notes += (f"an {gpu.name} is sold with {_gib(gpu.bytes)}, not with {_gib(vram.bytes)}",)
     link = _link(machine.pcie or f"{min(gpu.pcie, socket.pcie if socket else gpu.pcie)}x16")
     return Machine(f"{name}, {gpu.name}", False, (vram, *memories), (link,), (cpu, gpu_processor(gpu)), notes)
+
+
+def _refuse_nothing(machine: Description) -> None:
+    """A machine without memory, cores, or anything that moves."""
+    if machine.memory <= SYSTEM:
+        limit = f"the system and other processes take {_gib(SYSTEM)} of it"
+        raise InvalidDocument(f"memory of {_gib(machine.memory)}", limit, "raise --memory")
+    for name in ("sockets", "cores", "memory_bandwidth", "disk_bandwidth"):
+        if getattr(machine, name) == 0:
+            raise InvalidDocument(f"{name} = 0", "more than 0", f"raise --{name.replace('_', '-')}, or leave it out")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def _known(name: str, parts: dict[str, T], what: str) -> T:

@@ -24,6 +24,12 @@ class Memory(Document):
     bytes: int  # that the runtime may use: what other processes and the system hold is already taken off
     read_bandwidth: float  # bytes/s; of a node: by its own cores, while the other nodes are read too, so that they add
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.read_bandwidth:
+            found = f"{self.name:.40}: read_bandwidth = 0 bytes/s"
+            raise InvalidDocument(found, "more than 0", "correct it, or leave the memory out")
+
 
 @dataclass(frozen=True)
 class Link(Document):
@@ -35,6 +41,12 @@ class Link(Document):
     from_gpu_pinned: float
     from_gpu_pageable: float
     latency: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        speeds = (self.to_gpu_pinned, self.to_gpu_pageable, self.from_gpu_pinned, self.from_gpu_pageable)
+        if not all(speeds):
+            raise InvalidDocument(f"link of {self.gpu:.40}: {speeds} bytes/s", "all more than 0", "correct it")
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,12 @@ class AttentionRate(Document):
     expanded: float  # FLOP/s, expanded, hundreds of tokens
     row_seconds: float = 0.0
     value_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.decode and self.absorbed and self.expanded):
+            found = f"AttentionRate {self.kv}: {self.decode}, {self.absorbed}, {self.expanded} FLOP/s"
+            raise InvalidDocument(found, "all more than 0", "correct it")
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from placement.cost import CHUNK, absorbed_limit, cache_row_bytes
+from placement.cost import CHUNK, absorbed_limit, cache_row_bytes, touched_share
 from placement.machine import CPU, DISK, GPU, Machine
 from placement.model import Model
 from placement.plan import Bound, DecodeSpeed, PartSeconds, Placed, PrefillSpeed, Settings
-from placement.rates import Rates, expert_seconds, weight_seconds
+from placement.rates import Rates, expert_seconds, flop_seconds
 from placement.work import Kind, Layout, Products
 
 GPU_CHUNK = 4096  # tokens of a pass where a GPU computes attention: experts streamed over PCIe are worth it
@@ -43,6 +43,14 @@ class Item:
     streamed: float = 0.0  # seconds that it would take on the GPU, weights over PCIe; 0: not possible
 
 
+@dataclass(frozen=True)
+class Computed:
+    """Products on a processor. `one_column`: seconds if all of what is read met one column only."""
+
+    seconds: float
+    one_column: float
+
+
 class Predictor:
     """Of one model, placed on one machine: `decode(depth)`, `prefill(tokens)`, `ceiling(depth)`.
 
@@ -58,13 +66,26 @@ class Predictor:
         if machine.gpu is not None:
             self.rates[GPU] = Rates(machine.gpu)
         self._uses_gpu = machine.gpu is not None and GPU in self.layout.mla
+        self._stretch = {kind: self._stretched(work) for kind, work in self.layout.products.items()}
+
+    def _stretched(self, work: Products) -> float:
+        """How much longer reading takes than if each node held as much as it can read in the same time: the longest of
+        bytes on a node / its bandwidth, for each tensor, over bytes / bandwidth of all nodes together. 1 or more."""
+        speeds = {node.name: node.read_bandwidth for node in self.machine.nodes}
+        longest = sum(max((size / speeds[name] for name, size in tensor.items()), default=0.0) for tensor in work.nodes)
+        even = sum(sum(tensor.values()) for tensor in work.nodes) / self.machine.dram_bandwidth
+        return max(1.0, longest / even) if even else 1.0
 
     def bandwidth(self, place: str) -> float:
-        """Bytes/s that a processor reads weights with at most."""
+        """Bytes/s that a processor reads with at most."""
         if place == GPU:
             assert self.machine.vram is not None, "a tensor is on a GPU that is not there"
             return self.machine.vram.read_bandwidth
         return self.machine.dram_bandwidth
+
+    def read_seconds(self, kind: Kind, nbytes: float) -> float:
+        """Least seconds in which the processor reads so many bytes of these products."""
+        return nbytes / self.bandwidth(kind.place) * self._stretch[kind]
 
     def items(self, step: Pass) -> list[Item]:
         found = [self._product(kind, work, step) for kind, work in self._products(step)]
@@ -78,33 +99,34 @@ class Predictor:
                 yield kind, work
 
     def _product(self, kind: Kind, work: Products, step: Pass) -> Item:
-        rates = self.rates[kind.place]
-        compute, touched = self._compute(kind, work, step, kind.place)
-        seconds = compute * rates.slower
-        read = work.nbytes * touched / self.bandwidth(kind.place)
+        touched = _touched(kind, step.tokens)
+        computed = self._compute(kind, work, step, kind.place)
+        slower = self.rates[kind.place].slower
+        seconds = computed.seconds * slower
+        # The node that holds more than its share is waited for, as far as it is memory that is waited for
+        seconds += (self._stretch[kind] - 1.0) * min(seconds, computed.one_column * slower)
+        read = self.read_seconds(kind, work.nbytes * touched)
         bound = _BANDWIDTH[kind.place] if 2 * read >= seconds else _ARITHMETIC[kind.place]
         streamed = 0.0
         if kind.part == "routed experts" and kind.place == CPU and self._uses_gpu:
             link = self.machine.links[0]
-            on_gpu, _ = self._compute(kind, work, step, GPU)
-            streamed = on_gpu + work.nbytes * touched / link.to_gpu_pinned
-        return Item(kind.part, kind.place, seconds, bound, kind, streamed)
+            streamed = self._compute(kind, work, step, GPU).seconds + work.nbytes * touched / link.to_gpu_pinned
+        return Item(kind.part, kind.place, max(seconds, read), bound, kind, streamed)
 
-    def _compute(self, kind: Kind, work: Products, step: Pass, place: str) -> tuple[float, float]:
-        """Seconds of the products on a processor, and the share of the weights that is read."""
-        rate = self.rates[place].linear(kind.verb, kind.type, work.nbytes / work.weights)
+    def _compute(self, kind: Kind, work: Products, step: Pass, place: str) -> Computed:
+        rate = self.rates[place].linear(kind.verb, kind.type, 2 * work.nbytes / work.flops)
         if kind.probability is None:
-            each, touched = weight_seconds(rate, step.tokens), 1.0
+            each = flop_seconds(rate, step.tokens)
         else:
             each = expert_seconds(rate, step.tokens, kind.probability)
-            touched = 1.0 - (1.0 - kind.probability) ** step.tokens
-        return work.calls * rate.call_seconds + work.weights * each, touched
+        calls, touched = work.calls * rate.call_seconds, _touched(kind, step.tokens)
+        return Computed(calls + work.flops * each, calls + work.flops * touched * flop_seconds(rate, 1))
 
     def _disk(self, kind: Kind, work: Products, step: Pass) -> Iterator[Item]:
         disk = self.machine.disk
         if work.disk_bytes and disk is not None:
-            touched = 1.0 if kind.probability is None else 1.0 - (1.0 - kind.probability) ** step.tokens
-            yield Item(kind.part, DISK, work.disk_bytes * touched / disk.read_bandwidth, "disk", kind)
+            seconds = work.disk_bytes * _touched(kind, step.tokens) / disk.read_bandwidth
+            yield Item(kind.part, DISK, seconds, "disk", kind)
 
     def _attention(self, step: Pass) -> Iterator[Item]:
         d = self.model.dimensions
@@ -170,8 +192,8 @@ class Predictor:
         the same with the GPU's experts beside the CPU's."""
         seconds = ours = theirs = 0.0
         for kind, work in self.layout.products.items():
-            share = 1.0 if kind.probability is None else kind.probability
-            here = share * (work.nbytes - work.disk_bytes) / self.bandwidth(kind.place)
+            share = _touched(kind, 1)
+            here = self.read_seconds(kind, share * (work.nbytes - work.disk_bytes))
             if work.disk_bytes and self.machine.disk is not None:
                 here += share * work.disk_bytes / self.machine.disk.read_bandwidth
             seconds += here
@@ -210,6 +232,11 @@ class Predictor:
         if gpu >= cpu:
             return items, saved
         return [Item(i.part, "pcie", i.streamed, "pcie", i.kind) if i.streamed else i for i in items], saved
+
+
+def _touched(kind: Kind, tokens: int) -> float:
+    """The share of the weights that is read."""
+    return 1.0 if kind.probability is None else touched_share(kind.probability, tokens)
 
 
 def bound_of(items: list[Item]) -> Bound:

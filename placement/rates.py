@@ -10,9 +10,10 @@ from placement.model import Dimensions
 MANY = 48  # tokens an expert, from which on the mean number stands for all
 
 
-def weight_seconds(rate: LinearRate, columns: float) -> float:
-    """Seconds for each weight at so many columns: linear between those measured, in proportion beyond the last."""
-    known = [(float(c), 2.0 * c / flops) for c, flops in rate.flops_at]
+def flop_seconds(rate: LinearRate, columns: float) -> float:
+    """Seconds for each FLOP that one column takes, at so many columns: linear between those measured, in proportion
+    beyond the last."""
+    known = [(float(c), c / flops) for c, flops in rate.flops_at]
     if columns <= 0:
         return 0.0
     last, seconds = known[-1]
@@ -26,11 +27,11 @@ def weight_seconds(rate: LinearRate, columns: float) -> float:
 
 @lru_cache(4096)
 def expert_seconds(rate: LinearRate, tokens: int, probability: float) -> float:
-    """Expected seconds for each weight of an expert that each of T tokens chooses with this probability."""
+    """The same of an expert that each of T tokens chooses with this probability: expected."""
     if tokens * probability > MANY:
-        return weight_seconds(rate, tokens * probability)
+        return flop_seconds(rate, tokens * probability)
     shares = column_shares(tokens, probability)
-    return sum(share * weight_seconds(rate, c) for c, share in shares.items())
+    return sum(share * flop_seconds(rate, c) for c, share in shares.items())
 
 
 class Rates:

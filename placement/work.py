@@ -2,9 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from placement.cost import product_flops
+from placement.errors import PlacementError
 from placement.machine import CPU, DISK, GPU
 from placement.model import Model, Part, Tensor
 from placement.plan import Placed, by_tensor
@@ -31,9 +33,22 @@ class Kind:
 @dataclass
 class Products:
     calls: int = 0
-    weights: int = 0
+    flops: int = 0  # of one column that uses all of the weights
     nbytes: int = 0
     disk_bytes: int = 0  # of these
+    nodes: list[dict[str, int]] = field(default_factory=list)  # of these, bytes of one tensor on each node that has any
+
+
+def usage(layer: int, counts: Sequence[int], used: int) -> list[float]:
+    """Of each expert of a layer, that a token chooses it; of all together `used`. One more than was counted: what was
+    not seen may come. Raises PlacementError for counts that no tokens can have left."""
+    most, tokens = max(counts), sum(counts) / used
+    if most > tokens or not tokens:
+        found = f"expert counts of layer {layer}: {sum(counts)} in all, {most} of one expert"
+        limit = f"each token chooses {used} different ones, so at most {tokens:g}" if tokens else "tokens were counted"
+        raise PlacementError(found, limit, "count again: hetero eval --expert-counts FILE")
+    total = sum(counts) + len(counts)
+    return [used * (count + 1) / total for count in counts]
 
 
 class Layout:
@@ -44,8 +59,7 @@ class Layout:
         d = model.dimensions
         self._usage: dict[int, list[float]] = {}
         for layer, row in zip(model.routed_by_layer, counts or (), strict=False):
-            total = sum(row) or 1
-            self._usage[layer] = [min(1.0, d.experts_used * count / total) for count in row]
+            self._usage[layer] = usage(layer, row, d.experts_used)
         self.mla = [self._mla_place(layer) for layer in range(d.layers)]
         self.products: dict[Kind, Products] = defaultdict(Products)
         self._dense_at = {(t.layer, self.processor(t)) for t in model.by_part["dense ffn"]}
@@ -56,7 +70,7 @@ class Layout:
                 if len(tensor.shape) > 1:
                     self._add(part, tensor)
         if model.tied:
-            self._add("head", model.by_part["embedding"][0])
+            self._add("head", self._head()[0])
         for layer, tensors in model.routed_by_layer.items():
             for tensor in tensors:
                 self._add_experts(layer, tensor)
@@ -77,7 +91,10 @@ class Layout:
             networks = self._networks_at(layer) - {mla}
             count += (at != mla) + 2 * len(networks)
             at = mla
-        return count + any(self.processor(tensor) != at for tensor in self.model.by_part["head"])
+        return count + any(self.processor(tensor) != at for tensor in self._head())
+
+    def _head(self) -> Sequence[Tensor]:
+        return self.model.by_part["embedding"][:1] if self.model.tied else self.model.by_part["head"]
 
     def _networks_at(self, layer: int) -> set[str]:
         if layer not in self.model.routed_by_layer:
@@ -103,9 +120,10 @@ class Layout:
         kind = Kind(part, place, verb, tensor.type, None, is_last or part == "head", overlaps)
         found = self.products[kind]
         found.calls += not inside.startswith(_SHARING_A_CALL)
-        found.weights += tensor.weights
+        found.flops += product_flops(tensor)
         found.nbytes += tensor.nbytes
-        found.disk_bytes += self._on_disk(tensor)
+        if place == CPU:
+            self._add_places(found, tensor)
 
     def _add_experts(self, layer: int, tensor: Tensor) -> None:
         d, chosen = self.model.dimensions, self.gpu_experts(layer)
@@ -113,16 +131,23 @@ class Layout:
         for place, members in ((GPU, chosen), (CPU, rest)):
             if not members:
                 continue
-            usage = self._usage.get(layer)
-            each = sum(usage[e] for e in members) / len(members) if usage else d.experts_used / d.experts
+            known = self._usage.get(layer)
+            each = sum(known[e] for e in members) / len(members) if known else d.experts_used / d.experts
             overlaps = place == GPU and layer in self._cpu_layers
             kind = Kind("routed experts", place, "experts", tensor.type, each, layer == d.layers - 1, overlaps)
             found = self.products[kind]
             shares_call = "ffn_gate" not in tensor.name or (layer, place) in self._shared_at
             found.calls += not shares_call
-            found.weights += tensor.weights // d.experts * len(members)
+            found.flops += product_flops(tensor) // d.experts * len(members)
             found.nbytes += tensor.nbytes // d.experts * len(members)
-            found.disk_bytes += self._on_disk(tensor) if place == CPU else 0
+            if place == CPU:
+                self._add_places(found, tensor)
 
-    def _on_disk(self, tensor: Tensor) -> int:
-        return sum(one.bytes for one in self.places[tensor.name] if one.place == DISK)
+    def _add_places(self, found: Products, tensor: Tensor) -> None:
+        nodes: dict[str, int] = {}
+        for one in self.places[tensor.name]:
+            if one.place == DISK:
+                found.disk_bytes += one.bytes
+            elif one.place != GPU:
+                nodes[one.place] = nodes.get(one.place, 0) + one.bytes
+        found.nodes.append(nodes)

@@ -229,8 +229,8 @@ def test_experts_on_the_gpu_by_number_and_by_use(v3) -> None:
     assert [one.place for one in first] == ["gpu0"]
     second = plan.by_tensor["blk.4.ffn_up_exps.weight"]
     assert second[0].experts == tuple(range(44)) and [one.place for one in second] == ["gpu0", "node0", "node1"]
-    counts = [[1] * 256 for _ in range(58)]
-    counts[10][7] = counts[57][255] = 1000
+    counts = [[100] * 256 for _ in range(58)]
+    counts[10][7] = counts[57][255] = 3000
     used = make_plan(v3, BOX, Settings(gpu_experts=2, expert_counts=tuple(map(tuple, counts))))
     found = {one.name: one.experts for one in used.tensors if one.place == "gpu0" and "_exps" in one.name}
     assert found["blk.13.ffn_down_exps.weight"] == (7,) and found["blk.60.ffn_gate_exps.weight"] == (255,)
@@ -249,6 +249,14 @@ def test_experts_on_the_gpu_by_number_and_by_use(v3) -> None:
         make_plan(v3, BOX, Settings(gpu_experts=15000))
     with pytest.raises(PlacementError, match=r"expert counts of 1 layers; .* has 58 layers of 256 experts"):
         make_plan(v3, BOX, Settings(expert_counts=((1,) * 256,)))
+    row = (8,) * 255
+    with pytest.raises(PlacementError, match=r"counts of layer 60: 0 in all, 0 of one expert; .*; count again"):
+        make_plan(v3, BOX, Settings(expert_counts=((1,) * 256,) * 57 + ((0,) * 256,)))
+    with pytest.raises(
+        PlacementError, match=r"layer 3: 2332 in all, 292 of one expert; .* 8 different .* at most 291\.5"
+    ):
+        make_plan(v3, BOX, Settings(expert_counts=((*row, 292),) * 58))
+    assert make_plan(v3, BOX, Settings(expert_counts=((*row, 291),) * 58)).fits
 
 
 def test_a_gpu_too_small_to_help_is_left_alone() -> None:
@@ -307,5 +315,43 @@ def test_known_parts() -> None:
         given = {"memory": 384 * GIB, "memory_bandwidth": 460e9, "gpu": "rtx-4090", wrong: "x"}
         with pytest.raises(InvalidDocument, match=message):
             describe(Description(**given))
-    with pytest.raises(InvalidDocument, match="say --memory-bandwidth"):
-        describe(Description(memory=384 * GIB))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"socket": None},
+            "memory of no known bandwidth; .*; say --memory-bandwidth, or --socket and one of epyc-rome",
+        ),
+        ({"memory": 4 * GIB}, "memory of 4.0 GiB; the system .* take 4.0 GiB of it; raise --memory$"),
+        ({"memory_bandwidth": 0.0}, "memory_bandwidth = 0; more than 0; raise --memory-bandwidth, or leave it out"),
+        ({"disk_bandwidth": 0.0}, "disk_bandwidth = 0; .*--disk-bandwidth"),
+        ({"cores": 0}, "cores = 0; "),
+        ({"sockets": 0}, "sockets = 0; "),
+    ],
+)
+def test_machines_that_cannot_be(given: dict, message: str) -> None:
+    with pytest.raises(InvalidDocument, match=message):
+        describe(Description(**{"memory": 384 * GIB, "socket": "epyc-milan"} | given))
+
+
+def test_bandwidths_are_more_than_zero() -> None:
+    with pytest.raises(InvalidDocument, match="node7: read_bandwidth = 0 bytes/s; more than 0"):
+        Memory("node7", "dram", GIB, 0.0)
+    with pytest.raises(InvalidDocument, match=r"link of gpu0: \(1.0, 1.0, 0.0, 1.0\) bytes/s"):
+        Link("gpu0", 1.0, 1.0, 0.0, 1.0, 1e-5)
+    with pytest.raises(InvalidDocument, match=r"AttentionRate f16: 1.0, 0.0, 1.0 FLOP/s"):
+        AttentionRate("f16", 0.0, 1.0, 0.0, 1.0)
+
+
+def test_memory_of_a_gpu_as_it_is_said(v3) -> None:
+    """None of it is none, not all; and there are cards with more than they are sold with."""
+    box = Description(memory=1 << 40, socket="epyc-genoa", gpu="rtx-4090")
+    nothing = describe(replace(box, gpu_memory=0))
+    assert nothing.vram is not None and nothing.vram.bytes == 0
+    assert not on_gpu(make_plan(v3, nothing))
+    more = describe(replace(box, gpu_memory=48 * GIB))
+    assert more.vram is not None and more.vram.bytes == 48 * GIB
+    assert more.notes[-1] == "an NVIDIA GeForce RTX 4090 is sold with 24.0 GiB, not with 48.0 GiB"
+    assert len(describe(box).notes) == len(nothing.notes) == 1

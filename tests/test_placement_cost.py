@@ -15,13 +15,13 @@ from placement.cost import (
     expanded_flops,
     pairs,
     part_bytes,
-    part_flops,
+    product_flops,
     touched_share,
 )
 from placement.machine import AttentionRate, LinearRate, Processor, VerbRate
 from placement.model import PARTS
 from placement.presets import MODELS, build, preset
-from placement.rates import Rates, expert_seconds, weight_seconds
+from placement.rates import Rates, expert_seconds, flop_seconds
 
 V3, LITE = MODELS["deepseek-v3"], MODELS["deepseek-v2-lite"]
 
@@ -33,12 +33,10 @@ def v3():
 
 def test_active_parameters(v3) -> None:
     """37B of its 671B (arXiv 2412.19437, abstract), two FLOP each; the embedding is not multiplied."""
-    flops = sum(part_flops(v3, part, 1) for part in PARTS)
-    embedding = V3.vocab_size * V3.hidden_size
-    assert flops / 2 + embedding == pytest.approx(37.5e9, rel=0.01)
-    assert sum(part_flops(v3, part, 100) for part in PARTS) == 100 * flops
-    routed = 58 * 8 * 3 * 7168 * 2048
-    assert part_flops(v3, "routed experts", 1) == 2 * routed
+    flops = {part: sum(product_flops(tensor) for tensor in v3.by_part[part]) for part in PARTS}
+    assert flops["routed experts"] * 8 / 256 == 2 * 58 * 8 * 3 * 7168 * 2048
+    dense = sum(flops[part] for part in PARTS if part not in ("routed experts", "nextn", "other"))
+    assert (dense + flops["routed experts"] * 8 / 256) / 2 == pytest.approx(37.5e9, rel=0.01)
 
 
 def test_bytes(v3) -> None:
@@ -56,17 +54,27 @@ def test_a_tied_head_is_the_embedding_once_more() -> None:
     tied = replace(model, tensors=tuple(t for t in model.tensors if t.name != "output.weight"))
     assert tied.tied and not model.tied
     assert decode_bytes(tied, "head") == part_bytes(tied, "embedding")
-    assert part_flops(tied, "head", 3) == part_flops(model, "head", 3) == 6 * LITE.vocab_size * LITE.hidden_size
 
 
 @pytest.mark.parametrize("tokens, share", [(1, 8 / 256), (32, 0.64), (128, 0.98)])
 def test_touched_experts(tokens: int, share: float) -> None:
-    assert touched_share(V3, tokens) == pytest.approx(share, abs=0.005)
+    assert touched_share(8 / 256, tokens) == pytest.approx(share, abs=0.005)
     shares = column_shares(tokens, 8 / 256)
-    assert 1 - shares[0] == pytest.approx(touched_share(V3, tokens))
+    assert 1 - shares[0] == pytest.approx(touched_share(8 / 256, tokens))
     assert sum(shares.values()) == pytest.approx(1)
     assert sum(c * share for c, share in shares.items()) == pytest.approx(tokens * 8 / 256)
     assert shares[1] == pytest.approx(comb(tokens, 1) * (1 / 32) * (31 / 32) ** (tokens - 1))
+
+
+@pytest.mark.parametrize("probability", [0.0, 1e-9, 0.5, 0.97, 1 - 1e-7, 1 - 1e-12, 1.0])
+@pytest.mark.parametrize("tokens", [1, 7, 48, 400])
+def test_shares_are_a_whole(probability: float, tokens: int) -> None:
+    """Also where none, or all, of (1 - p)^T is left."""
+    shares = column_shares(tokens, probability)
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-9)
+    assert sum(c * share for c, share in shares.items()) == pytest.approx(tokens * probability, abs=1e-6)
+    flat = replace(RATE, flops_at=((1, 1.0),))
+    assert expert_seconds(flat, tokens, probability) == pytest.approx(tokens * probability, abs=1e-6)
 
 
 def test_a_cache_row() -> None:
@@ -108,19 +116,19 @@ def test_the_runtime_s_numbers_are_copied_right() -> None:
 RATE = LinearRate("linear", "Q4_K", 0.5625, 1e-6, ((1, 2e10), (2, 4e10), (4, 6e10), (16, 1.6e11)))
 
 
-def test_seconds_of_a_weight() -> None:
-    assert weight_seconds(RATE, 0) == 0
+def test_seconds_of_a_flop() -> None:
+    assert flop_seconds(RATE, 0) == 0
     for columns, flops in RATE.flops_at:
-        assert weight_seconds(RATE, columns) == pytest.approx(2 * columns / flops)
-    assert weight_seconds(RATE, 3) == pytest.approx((weight_seconds(RATE, 2) + weight_seconds(RATE, 4)) / 2)
-    assert weight_seconds(RATE, 160) == pytest.approx(2 * 160 / 1.6e11)
+        assert flop_seconds(RATE, columns) == pytest.approx(columns / flops)
+    assert flop_seconds(RATE, 3) == pytest.approx((flop_seconds(RATE, 2) + flop_seconds(RATE, 4)) / 2)
+    assert flop_seconds(RATE, 160) == pytest.approx(160 / 1.6e11)
 
 
 def test_experts_are_weighted_by_how_many_tokens_choose_them() -> None:
-    want = sum(comb(9, c) * 0.25**c * 0.75 ** (9 - c) * weight_seconds(RATE, c) for c in range(10))
+    want = sum(comb(9, c) * 0.25**c * 0.75 ** (9 - c) * flop_seconds(RATE, c) for c in range(10))
     assert expert_seconds(RATE, 9, 0.25) == pytest.approx(want, rel=1e-6)
-    assert expert_seconds(RATE, 1, 0.25) == pytest.approx(0.25 * weight_seconds(RATE, 1))
-    assert expert_seconds(RATE, 6, 1.0) == pytest.approx(weight_seconds(RATE, 6))
+    assert expert_seconds(RATE, 1, 0.25) == pytest.approx(0.25 * flop_seconds(RATE, 1))
+    assert expert_seconds(RATE, 6, 1.0) == pytest.approx(flop_seconds(RATE, 6))
     few, many = expert_seconds(RATE, 190, 0.25), expert_seconds(RATE, 200, 0.25)
     assert many == pytest.approx(few * 200 / 190, rel=0.01)  # across the change to the mean
 
