@@ -6,6 +6,7 @@ from typing import Any
 from hetero.planning import Planned
 from hetero.sizes import format_size
 from placement.cost import decode_bytes
+from placement.edited import gpu_experts
 from placement.machine import DISK, GPU
 from placement.model import PARTS, Part
 from placement.plan import MemoryUse, PartSeconds
@@ -155,11 +156,8 @@ def _why_gpu(planned: Planned) -> str:
     mine = [one for one in there if one.place == GPU]
     if not mine:
         return "the GPU is left alone: asked for, too small, or decoding would be slower with it"
-    experts, total = 0, model.dimensions.experts * len(model.routed_by_layer)
-    for tensors in model.routed_by_layer.values():
-        first = planned.plan.by_tensor[tensors[0].name][0]
-        if first.place == GPU:
-            experts += model.dimensions.experts if first.experts is None else len(first.experts)
+    experts = gpu_experts(model, planned.plan.by_tensor)
+    total = model.dimensions.experts * len(model.routed_by_layer)
     dense = {tensor.name for part in DENSE for tensor in model.by_part[part]}
     if dense <= {one.name for one in mine}:
         return f"the GPU holds every dense part, and {experts:,} of {total:,} routed experts in the room that is left"

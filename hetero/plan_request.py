@@ -21,6 +21,7 @@ from hetero.sizes import format_size
 from hetero.tensors import check_tensors
 from placement import Description, Machine, Model, Plan, Settings, describe, make_plan, preset, replan
 from placement.document import short
+from placement.machine import GPU
 from placement.presets import note
 
 # Any of these describes another machine; its memory is then --memory, and its GPU's --gpu-memory
@@ -112,9 +113,20 @@ def _edited(request: PlanRequest, model: Model, machine: Machine) -> Plan:
     document = read_document(path)
     with refusals(path):
         plan = replan(document, model, machine)
+    _check_device(request, plan)
     limits = () if request.described else ("memory", "gpu_memory")
     check_agreement(path, plan, request.given("context", "sequences", "kv", "threads", "mmap", "gpu_experts", *limits))
     return plan
+
+
+def _check_device(request: PlanRequest, plan: Plan) -> None:
+    there = sum(one.bytes for one in plan.tensors if one.place == GPU)
+    if request.device not in (None, "auto", "cuda" if there else "cpu"):
+        found, remedy = (
+            f"--device {request.device} with the plan {request.plan}",
+            "leave it out, or make a plan with it",
+        )
+        raise RequestError(found, f"it puts {format_size(there)} of weights on {GPU}", remedy)
 
 
 def asked_model(request: PlanRequest) -> tuple[Model, list[str]]:

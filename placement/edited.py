@@ -8,11 +8,16 @@ from placement.arrange import DISK, NOT_LOADED, Divider, node_shares
 from placement.budget import budget, resolve
 from placement.errors import DoesNotFit, PlacementError
 from placement.machine import GPU, Machine
-from placement.model import Model, Tensor
-from placement.plan import Placed, Plan, by_tensor
+from placement.model import Model, Part, Tensor
+from placement.plan import Placed, Plan, Settings, by_tensor
 from placement.planner import Arrangement, memory_use, predicted
 
 _REMEDY = "correct the plan, or make a new one with hetero plan --json"
+_ON_ONE: dict[Part, str] = {
+    "mla": "the matrices of attention",
+    "shared expert": "gate, up and down of the shared experts",
+    "dense ffn": "gate, up and down of the dense network",
+}
 
 
 def replan(document: Any, model: Model, machine: Machine) -> Plan:
@@ -24,6 +29,7 @@ def replan(document: Any, model: Model, machine: Machine) -> Plan:
     plan = Plan.from_json(document)
     settings = resolve(model, machine, plan.settings)
     check_places(model, machine, plan.tensors)
+    check_settings(model, plan, settings)
     needs = budget(model, machine, settings)
     gpu_layers = _gpu_layers(model, by_tensor(plan.tensors))
     uses_gpu = any(one.place == GPU for one in plan.tensors)
@@ -38,8 +44,7 @@ def replan(document: Any, model: Model, machine: Machine) -> Plan:
         raise DoesNotFit(found, f"{_gib(sum(room))} are left", _REMEDY)
     for node, pair in _on_nodes(plan, machine, room, cache, buffers).items():
         others[node] = pair
-    not_loaded = {tensor.name for part in NOT_LOADED for tensor in model.by_part[part]}
-    mapped = plan.mode == "mmap" or any(one.place == DISK and one.name not in not_loaded for one in plan.tensors)
+    mapped = plan.mode == "mmap" or _disk_bytes(model, plan.tensors) > 0
     memories = memory_use(machine, limits, plan.tensors, others)
     return predicted(model, machine, settings, Arrangement("mmap" if mapped else "resident", memories, plan.tensors))
 
@@ -81,6 +86,41 @@ def check_places(model: Model, machine: Machine, placed: Sequence[Placed]) -> No
     _check_layers(model, found)
 
 
+def check_settings(model: Model, plan: Plan, settings: Settings) -> None:
+    """What was asked for is what the places are. `settings`: the plan's, resolved."""
+    there, disk = sum(one.bytes for one in plan.tensors if one.place == GPU), _disk_bytes(model, plan.tensors)
+    if settings.device == "cpu" and there:
+        limit = f"its tensors put {there:,} bytes on {GPU}"
+        raise PlacementError("the plan's settings.device is 'cpu'", limit, _REMEDY)
+    if settings.device == "cuda" and not there:
+        raise PlacementError("the plan's settings.device is 'cuda'", f"none of its tensors is on {GPU}", _REMEDY)
+    if settings.mmap is False and disk:
+        limit = f"its tensors leave {disk:,} bytes on the {DISK}"
+        raise PlacementError("the plan's settings.mmap is false", limit, _REMEDY)
+    if settings.mmap not in (None, plan.mode == "mmap"):
+        found = f"the plan's settings.mmap is {str(settings.mmap).lower()}"
+        raise PlacementError(found, f"its mode is {plan.mode!r}", _REMEDY)
+    count = gpu_experts(model, by_tensor(plan.tensors))
+    if settings.gpu_experts not in (None, count):
+        found, limit = f"the plan's settings.gpu_experts is {settings.gpu_experts}", f"{count} experts are on {GPU}"
+        raise PlacementError(found, limit, _REMEDY)
+
+
+def gpu_experts(model: Model, found: dict[str, tuple[Placed, ...]]) -> int:
+    """Routed experts on the GPU, each one of one layer."""
+    count = 0
+    for tensors in model.routed_by_layer.values():
+        there = [one for one in found[tensors[0].name] if one.place == GPU]
+        count += sum(model.dimensions.experts if one.experts is None else len(one.experts) for one in there)
+    return count
+
+
+def _disk_bytes(model: Model, placed: Sequence[Placed]) -> int:
+    """Those aside that no pass reads."""
+    not_loaded = {tensor.name for part in NOT_LOADED for tensor in model.by_part[part]}
+    return sum(one.bytes for one in placed if one.place == DISK and one.name not in not_loaded)
+
+
 def _check_experts(model: Model, tensor: Tensor, parts: Sequence[Placed], routed: bool) -> None:
     for one in parts:
         if one.place == GPU and one.experts is None and one.bytes < tensor.nbytes:
@@ -100,18 +140,20 @@ def _check_experts(model: Model, tensor: Tensor, parts: Sequence[Placed], routed
 
 
 def _check_layers(model: Model, found: dict[str, tuple[Placed, ...]]) -> None:
-    """A layer's attention is on one processor, and the three matrices of an expert are."""
+    """A layer's attention is on one processor, and the three matrices of a network are: one kernel multiplies them."""
     for layer, tensors in model.routed_by_layer.items():
         there = [[one.experts for one in found[tensor.name] if one.place == GPU] for tensor in tensors]
         if any(one != there[0] for one in there):
             name = f"blk.{layer}.ffn_*_exps.weight"
             raise _wrong(name, "is on the GPU with different experts", "gate, up and down have the same")
-    where: dict[int | None, bool] = {}
-    for tensor in model.by_part["mla"]:
-        on_gpu = found[tensor.name][0].place == GPU
-        if where.setdefault(tensor.layer, on_gpu) != on_gpu:
-            limit = "the attention of a layer is on one of them"
-            raise _wrong(tensor.name, "is not on the processor of the other tensors of its attention", limit)
+    for part, whole in _ON_ONE.items():
+        where: dict[int | None, Tensor] = {}
+        for tensor in model.by_part[part]:
+            first = where.setdefault(tensor.layer, tensor)
+            places = [found[one.name][0].place for one in (tensor, first)]
+            if places.count(GPU) == 1:
+                limit = f"{first.name} is on {places[1]}; {whole} of a layer are on one processor"
+                raise _wrong(tensor.name, f"is on {places[0]}", limit)
 
 
 def _gpu_layers(model: Model, found: dict[str, tuple[Placed, ...]]) -> int:

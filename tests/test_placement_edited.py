@@ -16,7 +16,9 @@ from placement import (
     preset,
     replan,
 )
-from placement.plan import Plan
+from placement.plan import Plan, by_tensor
+from placement.presets import MODELS
+from placement.quantization import QUANTIZATIONS
 
 MODEL = preset("deepseek-v2-lite:q4_k_m")
 MACHINE = describe(Description(memory=32 << 30, memory_bandwidth=80e9, cores=8, gpu="rtx-3090", sockets=2))
@@ -65,12 +67,90 @@ def test_unchanged(edited) -> None:
 
 def test_experts_moved_by_hand(edited) -> None:
     before = Plan.from_json(edited)
+    edited["settings"]["gpu_experts"] = None
     for part in ("gate", "up", "down"):
         move(edited, f"blk.9.ffn_{part}_exps.weight", "gpu0")
     after = replan(edited, MODEL, MACHINE)
     size = sum(t.nbytes for t in MODEL.routed_by_layer[9])
     assert after.memories[0].weight_bytes == before.memories[0].weight_bytes + size
     assert after.decode[0].tokens_per_second > before.decode[0].tokens_per_second
+
+
+@pytest.mark.parametrize("gpu", [None, "rtx-4090"])
+@pytest.mark.parametrize("name", [f"{model}:{kind}" for model in MODELS for kind in QUANTIZATIONS])
+def test_every_plan_is_accepted_as_it_was_made(name: str, gpu: str | None) -> None:
+    model, machine = preset(name), describe(Description(memory=192 << 30, socket="epyc-genoa", sockets=2, gpu=gpu))
+    plan = make_plan(model, machine, Settings(context=4096))
+    assert replan(plan.to_json(), model, machine) == plan
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(device="cpu"),
+        Settings(device="cpu", gpu_experts=0),
+        Settings(device="cuda", mmap=False),
+        Settings(mmap=True),
+        Settings(device="cuda", gpu_memory=4 << 30, gpu_experts=0),
+    ],
+)
+def test_whatever_was_asked_for_is_accepted_again(settings: Settings) -> None:
+    plan = make_plan(MODEL, MACHINE, settings)
+    assert replan(plan.to_json(), MODEL, MACHINE) == plan
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device": "cpu"}, r"settings.device is 'cpu'; its tensors put [\d,]{9,} bytes on gpu0; correct the plan"),
+        ({"gpu_experts": 71}, "settings.gpu_experts is 71; 70 experts are on gpu0; correct"),
+        ({"gpu_experts": 0}, "settings.gpu_experts is 0; 70 experts are on gpu0; correct"),
+        ({"mmap": True}, "settings.mmap is true; its mode is 'resident'; correct"),
+    ],
+)
+def test_settings_that_the_places_contradict(edited, change: dict, message: str) -> None:
+    edited["settings"].update(change)
+    with pytest.raises(PlacementError, match=message):
+        replan(edited, MODEL, MACHINE)
+
+
+def test_devices_and_disks_that_the_places_contradict(edited) -> None:
+    edited["settings"].update(device="cuda", gpu_experts=None)
+    for tensor in MODEL.tensors:
+        move(edited, tensor.name, "node0")
+    with pytest.raises(PlacementError, match=r"settings\.device is 'cuda'; none of its tensors is on gpu0; correct"):
+        replan(edited, MODEL, MACHINE)
+    edited["settings"].update(device="cpu", mmap=False)
+    head = MODEL.by_part["head"][0]
+    move(edited, head.name, "disk")
+    with pytest.raises(PlacementError, match=f"settings.mmap is false; its tensors leave {head.nbytes:,} bytes on the"):
+        replan(edited, MODEL, MACHINE)
+    edited["settings"]["mmap"] = None
+    assert replan(edited, MODEL, MACHINE).mode == "mmap"
+    edited.update(mode="mmap")
+    edited["settings"]["mmap"] = False
+    move(edited, head.name, "node0")
+    with pytest.raises(PlacementError, match=r"settings\.mmap is false; its mode is 'mmap'; correct"):
+        replan(edited, MODEL, MACHINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("blk.4.ffn_gate_shexp.weight", r"'blk.4.ffn_\w+_shexp.weight' is on .*; gate, up and down of the shared exp"),
+        ("blk.0.ffn_up.weight", r"'blk.0.ffn_\w+.weight' is on .*; gate, up and down of the dense network of a layer"),
+        ("blk.4.attn_output.weight", r"'blk.4.attn_\w+.weight' is on .*; the matrices of attention of a layer"),
+    ],
+)
+def test_what_one_kernel_needs_is_together(edited, name: str, message: str) -> None:
+    assert entries(edited, name)[0]["place"] == "gpu0"
+    move(edited, name, "node0")
+    with pytest.raises(PlacementError, match=message):
+        replan(edited, MODEL, MACHINE)
+    for tensor in MODEL.tensors:  # the others of its layer and part follow: accepted
+        if tensor.name.startswith(name.partition("_")[0]) and "_exps" not in tensor.name and "_inp" not in tensor.name:
+            move(edited, tensor.name, "node0")
+    assert by_tensor(replan(edited, MODEL, MACHINE).tensors)[name][0].place == "node0"
 
 
 def test_numbers_that_follow_are_computed_anew(edited) -> None:
@@ -90,6 +170,7 @@ def test_other_settings(edited) -> None:
 
 
 def test_too_much_in_one_memory(edited) -> None:
+    edited["settings"]["gpu_experts"] = 26 * 64
     for layer in range(2, 27):
         for part in ("gate", "up", "down"):
             move(edited, f"blk.{layer}.ffn_{part}_exps.weight", "gpu0")

@@ -387,6 +387,8 @@ def move_experts(plan: dict[str, Any], source: str = "gpu0", target: str = "node
 def test_a_plan_comes_back(saved, document) -> None:
     expected = document(*V3, *BOX)
     assert document(*V3, *BOX, "--plan", saved(unchanged, *V3, *BOX)) == expected
+    for device in ("auto", "cuda"):
+        assert document(*V3, *BOX, "--plan", saved(unchanged, *V3, *BOX), "--device", device) == expected
     moved = document(*V3, *BOX, "--plan", saved(move_experts, *V3, *BOX))
     gpu, was = moved["memories"][0], expected["memories"][0]
     assert gpu["name"] == "gpu0" and gpu["weight_bytes"] < was["weight_bytes"] - 5e9
@@ -408,6 +410,16 @@ def overfill(plan: dict[str, Any]) -> None:
         (lambda plan: plan["settings"].update(context=10**6), (), r"1000000 tokens; .* at most 163840"),
         (unchanged, ("--context", 99), r"context = 99 with the plan .*; it has context = 8192; make a plan with that"),
         (unchanged, ("--kv", "f32"), r"kv = f32 with the plan .*; it has kv = f16"),
+        (
+            unchanged,
+            ("--device", "cpu"),
+            r"--device cpu with the plan .*; it puts \d+\.\d+ GiB of weights on gpu0; leave",
+        ),
+        (
+            lambda plan: plan["settings"].update(device="cpu"),
+            (),
+            r"device is 'cpu'; its tensors put [\d,]+ bytes on gpu0",
+        ),
         (unchanged, ("--mmap",), r"mmap = True with the plan .*; it has mmap = False"),
     ],
 )
