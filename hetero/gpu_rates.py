@@ -21,9 +21,10 @@ def installed_torch() -> Any | None:
 
 
 def measure_gpu(stopwatch: Stopwatch, torch: Any) -> tuple[Memory, Link, Processor]:
-    """The first GPU. Its quantized kernels are not written yet: their rates are shares of what is measured here."""
+    """The first GPU, with all of its memory: what is free changes, and a plan takes off what a CUDA context needs.
+    Its quantized kernels are not written yet: their rates are shares of what is measured here."""
     properties = torch.cuda.get_device_properties(0)
-    free, _ = torch.cuda.mem_get_info(0)
+    _, size = torch.cuda.mem_get_info(0)
 
     def seconds(call: Callable[[], object]) -> float:
         def finished() -> None:
@@ -47,5 +48,5 @@ def measure_gpu(stopwatch: Stopwatch, torch: Any) -> tuple[Memory, Link, Process
     rates = (copied(there, pinned), copied(there, pageable), copied(pinned, there), copied(pageable, there))
     a = torch.ones((MATRIX, MATRIX), dtype=torch.bfloat16, device="cuda")
     flops = 2 * MATRIX**3 / seconds(lambda: torch.mm(a, a))
-    part = Gpu(properties.name, free, bandwidth, flops, properties.multi_processor_count, 0)
-    return Memory(GPU, "vram", free, bandwidth), Link(GPU, *rates, latency), gpu_processor(part, read=1.0)
+    part = Gpu(properties.name, size, bandwidth, flops, properties.multi_processor_count, 0)
+    return Memory(GPU, "vram", size, bandwidth), Link(GPU, *rates, latency), gpu_processor(part, read=1.0)

@@ -1,5 +1,5 @@
 """What was measured of this machine, kept in a file of the user's cache directory until the hardware, the number of
-threads or the kernels change. Reading it imports no kernels.
+threads, the kernels or how they are measured change. Reading it imports no kernels.
 """
 
 import hashlib
@@ -7,9 +7,10 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,19 @@ from placement.document import Document
 from placement.known_parts import DISK_BANDWIDTH
 from placement.machine import DISK
 
-VERSION = 1  # of the file, and of how rates are measured
+# Besides kernels, what rates are made by: modules beside this one; of a GPU some are shares, of placement.known_parts
+MEASURING = (
+    "cpu_rates",
+    "disk_rate",
+    "gpu_rates",
+    "kernel_rates",
+    "probe",
+    "random_weights",
+    "stopwatch",
+    "verb_rates",
+)
+PACKAGES = ("numba", "llvmlite", "torch")
+VARIABLES = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "CUDA_VISIBLE_DEVICES")
 MOST_BYTES = 16 << 20
 SPEEDS = 1.0, 1e18  # bytes/s and FLOP/s that a machine may have
 MOST_SECONDS = 60.0  # of one call
@@ -73,14 +86,14 @@ def fingerprint(threads: int) -> dict[str, Any]:
     from cpu_kernels.topology import nodes
 
     return {
-        "version": VERSION,
         "cpu": cpu_name(),
         "cpus": sorted(os.sched_getaffinity(0)),
         "threads": threads,
         "nodes": [[list(node.cpus), node.memory_bytes] for node in nodes()],
         "gpus": _gpus(),
-        "kernels": _kernels(),
-        "numba": [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")],
+        "sources": digest(sources()),
+        "packages": [_version(package) for package in PACKAGES],
+        "environment": [os.environ.get(name, "") for name in VARIABLES],
     }
 
 
@@ -93,14 +106,33 @@ def _gpus() -> list[str]:
     return found
 
 
-def _kernels() -> str:
-    """A digest of the kernels' sources."""
-    digest, spec = hashlib.sha256(), find_spec("cpu_kernels")
-    assert spec is not None and spec.submodule_search_locations, "cpu_kernels is a package beside this one"
-    home = Path(next(iter(spec.submodule_search_locations)))
-    for source in sorted(home.rglob("*.py")):
-        digest.update(f"{source.relative_to(home)}\0".encode() + source.read_bytes())
-    return digest.hexdigest()[:16]
+def sources() -> list[Path]:
+    """Of the kernels, and of what measures them."""
+    here = Path(__file__)
+    measuring = [here.with_name(f"{name}.py") for name in MEASURING]
+    return [*_package("cpu_kernels").rglob("*.py"), *measuring, _package("placement") / "known_parts.py"]
+
+
+def _package(name: str) -> Path:
+    spec = find_spec(name)
+    assert spec is not None and spec.submodule_search_locations, f"{name} is a package beside this one"
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Of what they hold, wherever they are."""
+    found = hashlib.sha256()
+    for file in sorted(files):
+        found.update(f"{file.parent.name}/{file.name}\0".encode() + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+    """As it is installed, without importing it: a GPU counts from the day on which there is a torch to measure it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def path_for(key: dict[str, Any]) -> Path:

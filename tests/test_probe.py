@@ -32,6 +32,7 @@ from placement import (
 from placement.known_parts import DISK_BANDWIDTH
 from placement.plan import Placed
 from placement.rates import Rates
+from tests.test_imports import ROWS
 
 QUICK = Stopwatch(seconds=0.0, samples=1)
 SMALL = 64 << 20  # bytes that are rotated over
@@ -253,13 +254,13 @@ def test_the_fingerprint_changes_with_what_matters(monkeypatch: pytest.MonkeyPat
     def path() -> Path:
         return saved_machine.path_for(saved_machine.fingerprint(2))
 
-    found = [path()]
+    found, known = [path()], {package: saved_machine._version(package) for package in saved_machine.PACKAGES}
     assert path() == found[0] and saved_machine.path_for(saved_machine.fingerprint(1)) not in found
     changes = {
         "cpu_name": lambda: "another",
         "_gpus": lambda: ["Model: another"],
-        "_kernels": lambda: "others",
-        "VERSION": 99,
+        "digest": lambda files: "others",
+        "_version": lambda package: "99" if package == "torch" else known[package],
     }
     for name, value in changes.items():
         with monkeypatch.context() as patch:
@@ -270,6 +271,38 @@ def test_the_fingerprint_changes_with_what_matters(monkeypatch: pytest.MonkeyPat
         found.append(path())
     monkeypatch.setenv("NUMBA_CPU_NAME", "znver3")
     assert len({*found, path()}) == len(found) + 1
+
+
+def test_the_fingerprint_covers_what_measures() -> None:
+    """Every module that may import the probe's, and the kernels; it depends on each of them."""
+    (row,) = (row for row in ROWS if "probe" in row)
+    files = saved_machine.sources()
+    hetero = {file.stem for file in files if file.parent.name == "hetero"}
+    assert {*row, "stopwatch", "random_weights"} == hetero == {*saved_machine.MEASURING}
+    assert {"bandwidth.py", "known_parts.py"} <= {file.name for file in files}
+
+
+def test_a_digest_is_of_names_and_contents(tmp_path: Path) -> None:
+    files = [tmp_path / "a.py", tmp_path / "b.py"]
+    found = []
+    for texts in (("1", "2"), ("2", "1"), ("1", "3")):
+        for file, text in zip(files, texts, strict=True):
+            file.write_text(text)
+        found += [saved_machine.digest(files), saved_machine.digest(files[:1])]
+        assert saved_machine.digest(files[::-1]) == found[-2]
+    assert len({*found}) == 5
+
+
+def test_a_torch_that_comes_later_measures_the_gpu(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_kernels(monkeypatch)
+    assert probe.probe(pool, []).gpu is None
+    clock = Clock()
+    found = gpu_rates.measure_gpu(Stopwatch(0.0, 1, clock), _FakeTorch(clock))
+    monkeypatch.setattr(probe, "_gpu", lambda stopwatch: found)
+    assert probe.probe(pool, []).gpu is None, "nothing has changed"
+    monkeypatch.setattr(saved_machine, "version", lambda package: "2.13.0+cu130")
+    there = probe.probe(pool, [])
+    assert there.gpu is not None and there.vram is not None and there.vram.bytes == 24 << 30
 
 
 def test_another_key_in_the_file_is_not_believed() -> None:
@@ -283,7 +316,7 @@ def test_gpu_from_a_fake_torch() -> None:
     """A device that moves 1e12 bytes/s inside, 1e10 in and out, and multiplies at 1e14 FLOP/s."""
     clock = Clock()
     memory, link, processor = gpu_rates.measure_gpu(Stopwatch(0.0, 1, clock), _FakeTorch(clock))
-    assert (memory.name, memory.kind, memory.bytes) == ("gpu0", "vram", 20 << 30)
+    assert (memory.name, memory.kind, memory.bytes) == ("gpu0", "vram", 24 << 30)
     assert memory.read_bandwidth == pytest.approx(2e12)
     assert link.to_gpu_pinned == pytest.approx(1e10) and link.from_gpu_pageable == pytest.approx(1e10)
     many = processor.linear[0].flops_at[-1][1]
