@@ -14,8 +14,8 @@ ROUTER = "F32"  # and no other matrices: these are products only
 
 def rates_for(types: Iterable[str]) -> set[Wanted]:
     """All that weights of these types can be needed for."""
-    verbs: tuple[Verb, ...] = ("linear", "heads", "experts", "mapped")
-    return {(verb, type) for type in {*types, ROUTER} for verb in (verbs[:1] if type == ROUTER else verbs)}
+    verbs: tuple[Verb, ...] = ("linear", "mapped", "heads", "experts")
+    return {(verb, type) for type in {*types, ROUTER} for verb in (verbs[:2] if type == ROUTER else verbs)}
 
 
 def measure_cpu(

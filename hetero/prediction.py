@@ -23,4 +23,5 @@ def predictor(engine: "Engine", whole: Model | None = None) -> Predictor:
         placed = tuple(Placed(tensor.name, planned.machine.nodes[0].name, tensor.nbytes) for tensor in whole.tensors)
     path = engine.file.paths[0] if planned.on_disk else None
     machine = probe(engine.pool, weight_types(model), kv=[settings.kv], path=path)
-    return Predictor(model, machine, settings, placed)
+    rearranged = True if engine.run.weights_cache is not None or whole is not None else None
+    return Predictor(model, machine, settings, placed, rearranged)

@@ -54,10 +54,18 @@ class Computed:
 class Predictor:
     """Of one model, placed on one machine: `decode(depth)`, `prefill(tokens)`, `ceiling(depth)`.
 
-    Of a plan: Predictor(model, machine, plan.settings, plan.tensors).
+    Of a plan: Predictor(model, machine, plan.settings, plan.tensors). `rearranged`: the CPU's weights lie in memory, or
+    in a file of their own, as its kernels like them; None: unless they are mapped.
     """
 
-    def __init__(self, model: Model, machine: Machine, settings: Settings, placed: tuple[Placed, ...]):
+    def __init__(
+        self,
+        model: Model,
+        machine: Machine,
+        settings: Settings,
+        placed: tuple[Placed, ...],
+        rearranged: bool | None = None,
+    ):
         self.model, self.machine, self.kv = model, machine, settings.kv
         self.layout = Layout(model, placed, settings.expert_counts)
         threads = settings.threads or machine.cpu.threads
@@ -66,6 +74,8 @@ class Predictor:
         if machine.gpu is not None:
             self.rates[GPU] = Rates(machine.gpu)
         self._uses_gpu = machine.gpu is not None and GPU in self.layout.mla
+        mapped = bool(settings.mmap) or any(work.disk_bytes for work in self.layout.products.values())
+        self._rearranged = not mapped if rearranged is None else rearranged
         self._stretch = {kind: self._stretched(work) for kind, work in self.layout.products.items()}
 
     def _stretched(self, work: Products) -> float:
@@ -120,7 +130,12 @@ class Predictor:
         else:
             each = expert_seconds(rate, step.tokens, kind.probability)
         calls, touched = work.calls * rate.call_seconds, _touched(kind, step.tokens)
-        return Computed(calls + work.flops * each, calls + work.flops * touched * flop_seconds(rate, 1))
+        one = touched * flop_seconds(rate, 1)
+        if place == CPU and not self._rearranged:
+            columns = step.tokens if kind.probability is None else step.tokens * kind.probability / touched
+            each *= self.rates[CPU].mapped(kind.type, columns)
+            one *= self.rates[CPU].mapped(kind.type, 1)
+        return Computed(calls + work.flops * each, calls + work.flops * one)
 
     def _disk(self, kind: Kind, work: Products, step: Pass) -> Iterator[Item]:
         disk = self.machine.disk

@@ -164,7 +164,7 @@ def test_kernels_run_for_every_kv_type_and_verb(pool: Pool) -> None:
 def test_only_what_is_missing_is_measured(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = _fake_kernels(monkeypatch)
     known = measure_cpu(pool, QUICK, "cpu", rates_for(["Q4_K"]), ["f16"])
-    assert asked == ["verbs", "f16", "linear F32", "experts Q4_K", "heads Q4_K", "linear Q4_K", "mapped Q4_K"]
+    assert asked == ["verbs", "f16", "linear F32", "mapped F32", "experts Q4_K", "heads Q4_K", "linear Q4_K", "mapped Q4_K"]
     asked.clear()
     more = measure_cpu(pool, QUICK, "cpu", rates_for(["Q4_K", "Q6_K"]), ["f16", "q8_0"], known)
     assert asked == ["q8_0", "experts Q6_K", "heads Q6_K", "linear Q6_K", "mapped Q6_K"]
