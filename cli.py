@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from inspect import Parameter, Signature, signature
 from io import TextIOWrapper
@@ -209,7 +209,9 @@ class PlanFlags:
         Option("--mmap/--no-mmap", help="Weights in the mapped file, or in memory [in memory, if they fit]."),
     ] = None
     gpu_experts: Annotated[int | None, Option(min=0, help="Routed experts on the GPU [as many as fit].")] = None
-    expert_counts: Annotated[str | None, Option(metavar="FILE", help="The most used first; `eval` writes it.")] = None
+    expert_counts: Annotated[
+        str | None, Option(metavar="FILE", help="The most used first; `bench` and `eval` write it.")
+    ] = None
     gpu: Annotated[str | None, Option(help="Another machine: its GPU, as rtx-4090.")] = None
     socket: Annotated[str | None, Option(help="Its processors, as epyc-genoa.")] = None
     sockets: Annotated[int | None, Option(min=1, help="How many of them [1].")] = None
@@ -347,7 +349,7 @@ def plan(
     from hetero.terminal import Screen
 
     path = DEMO if model is None and flags.preset is None else model
-    planned = run_plan(PlanRequest(model=path and _path(path), **vars(flags)), Screen().note)
+    planned = run_plan(PlanRequest(model=path and _path(path, "--preset"), **vars(flags)), Screen().note)
     if html is not None:
         from hetero.plan_page import page
 
@@ -363,7 +365,7 @@ def bench(model: Model = DEMO, as_json: Json = False, *, flags: BenchFlags, run:
     from hetero.bench_report import describe
     from hetero.terminal import Screen
 
-    result = run_bench(Bench(model=_path(model), **vars(flags)), run.config(), Screen())
+    result = run_bench(Bench(model=_path(model, "--synthetic"), **vars(flags)), run.config(), Screen())
     print(json.dumps(result, indent=1) if as_json else describe(result))
 
 
@@ -399,12 +401,20 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _path(model: str) -> str:
-    if model != DEMO:
-        return model
-    from hetero import demo
+def _path(model: str, flag: str = "hetero plan --preset") -> str:
+    """Of a file. A preset's name, where there is no such file, is refused: `flag` takes it."""
+    if model == DEMO:
+        from hetero import demo
 
-    return str(demo.path())
+        return str(demo.path())
+    if ":" in model and not os.path.lexists(model):
+        from hetero.errors import RequestError
+        from placement.presets import UnknownPreset, canonical
+
+        with suppress(UnknownPreset):
+            canonical(model)
+            raise RequestError(f"there is no file {model}", "a preset has this name", f"use {flag} {model}")
+    return model
 
 
 def _load(model: str, run: "RunConfig", screen: "Screen") -> "tuple[Engine, Tokenizer, ChatTemplate]":

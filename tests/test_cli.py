@@ -206,6 +206,13 @@ def test_chat_on_a_pipe(run: Run, loaded: dict[str, FakeEngine]) -> None:
         (["generate", "m", "-p", "x", "--sessions", "dir"], "sessions"),
         (["chat", "m", "--context", "0"], "context"),
         (["bench", "--synthetic", "deepseek-v3:q9"], "no preset"),
+        (["plan", "deepseek-v3:q4_k_m"], "; use --preset deepseek-v3:q4_k_m\n"),
+        (["bench", "DeepSeek-R1:Q8_0"], "; use --synthetic DeepSeek-R1:Q8_0\n"),
+        (
+            ["chat", "kimi-k2:q2_k"],
+            "there is no file kimi-k2:q2_k; a preset has this name; use hetero plan --preset kimi",
+        ),
+        (["plan", "deepseek-v3:q9"], "cannot open deepseek-v3:q9"),
         (["bench", "--depth", "1000000"], "made for at most"),
         (["bench", "--prompt", "64", "--context", "32"], "raise it"),
     ],
@@ -214,6 +221,14 @@ def test_mistakes_are_one_line_and_status_1(run: Run, arguments: list[str], said
     status, out, err = run(*arguments)
     assert (status, out) == (1, "")
     assert re.fullmatch(r"hetero: .+\n", err) and said in err
+
+
+def test_a_file_may_have_a_preset_s_name(
+    run: Run, model_file: Callable[..., Path], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("deepseek-v3:q4_k_m").symlink_to(model_file("tiny", "Q4_K"))
+    assert run("inspect", "deepseek-v3:q4_k_m")[0] == 0
 
 
 @pytest.mark.parametrize(
