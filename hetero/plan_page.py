@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import log2
+from math import ceil, log2
 
-from hetero.plan_report import UNREAD, bar_ends, places, published_lines, reasons, shares, speed, where_lines
+from hetero.plan_report import UNREAD, bar_ends, counted, places, published_lines, reasons, shares, speed, where_lines
 from hetero.planning import Planned
 from hetero.sizes import format_size
 from placement import Predictor
@@ -13,7 +13,8 @@ from placement.cost import decode_bytes
 from placement.machine import DISK
 from placement.plan import DecodeSpeed, MemoryUse, PrefillSpeed
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 280, 56, 16, 12, 40  # of a chart, pixels
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 280, 56, 36, 12, 40  # of a chart, pixels
+DIGIT, GAP = 7, 8  # pixels of a label, and between two
 DEPTHS, SHORTEST = 32, 16  # points of the curve over context; tokens of the shortest prompt
 KINDS = ("weights", "KV cache", "buffers", "free")
 
@@ -28,6 +29,7 @@ h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem
 p, ul { margin: .3rem 0 } .soft { color: var(--soft) } .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
 th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line) }
+th, td:not(:last-child) { white-space: nowrap }
 th { color: var(--soft); font-weight: 500 } .text { text-align: left }
 svg { display: block; width: 100%; height: auto } svg text { fill: var(--soft); font-size: 12px }
 .weights { fill: var(--weights) } .kv { fill: var(--kv) } .buffers { fill: var(--buffers) } .free { fill: var(--free) }
@@ -43,8 +45,8 @@ def page(planned: Planned) -> str:
     plan, settings = planned.plan, planned.plan.settings
     title = escape(f"{plan.model} on {plan.machine}")
     about = (
-        f"context {planned.context:,} x {settings.sequences}, KV cache {settings.kv}, {plan.threads} threads;"
-        f" {format_size(plan.model_bytes)} of weights"
+        f"context {planned.context:,} x {settings.sequences}, KV cache {settings.kv},"
+        f" {counted(plan.threads, 'thread')}; {format_size(plan.model_bytes)} of weights"
     )
     how = "Predicted from measured rates." if planned.machine.measured else "Expectations: this was not measured."
     body = [
@@ -72,29 +74,43 @@ def page(planned: Planned) -> str:
 
 def _legend() -> str:
     keys = (f'<span class="key" style="background: var(--{COLOURS[kind]})"></span>{kind}' for kind in KINDS)
-    return f"<p>{''.join(keys)}</p>"
+    scale = "Each bar has a scale of its own: its whole length is what may be used of that memory."
+    return f'<p>{"".join(keys)}</p><p class="soft">{scale}</p>'
 
 
 def _memory(use: MemoryUse) -> str:
     """One bar, as long as the memory."""
-    whole, start, parts = max(use.bytes, 1), 0, []
+    sizes = (use.weight_bytes, use.kv_bytes, use.buffer_bytes, use.free_bytes)
+    text = f" {format_size(use.bytes)}: "
+    text += ", ".join(f"{kind} {format_size(size)}" for kind, size in zip(KINDS, sizes, strict=True))
+    parts, start = [], 0
     for kind, end in zip(KINDS, bar_ends(use), strict=True):
-        x, width = WIDTH * start / whole, WIDTH * (end - start) / whole
-        label = f"<title>{kind}: {format_size(end - start)}</title>"
-        parts.append(f'<rect class="{COLOURS[kind]}" x="{x:.1f}" width="{width:.1f}" height="22">{label}</rect>')
+        parts.append((COLOURS[kind], kind, end - start))
         start = end
-    sizes = zip(KINDS, (use.weight_bytes, use.kv_bytes, use.buffer_bytes, use.free_bytes), strict=True)
-    text = f"<b>{escape(use.name)}</b> {format_size(use.bytes)}: "
-    text += ", ".join(f"{kind} {format_size(size)}" for kind, size in sizes)
-    return (
-        f'<p>{text}</p><svg viewBox="0 0 {WIDTH} 22" role="img" aria-label="{escape(use.name)}">{"".join(parts)}</svg>'
-    )
+    return _bar(use.name, text, parts, use.bytes)
 
 
 def _disk(planned: Planned) -> Iterator[str]:
+    """One bar, as long as the weights: whole disks are much longer."""
     if planned.on_disk:
-        size = next(use.weight_bytes for use in planned.plan.memories if use.name == DISK)
-        yield f"<p><b>disk</b>: {format_size(size)} of weights are read from it as they are used</p>"
+        size = sum(one.bytes for one in planned.plan.tensors if one.place == DISK and one.name in planned.on_disk)
+        whole = planned.plan.model_bytes
+        text = (
+            f": {format_size(size)} of weights are read from it as they are used; the bar is all {format_size(whole)}"
+        )
+        yield _bar(DISK, text, [("weights", "read from the disk", size), ("free", "elsewhere", whole - size)], whole)
+
+
+def _bar(name: str, text: str, parts: Iterable[tuple[str, str, int]], whole: int) -> str:
+    """`parts`: style, label and bytes, of `whole`."""
+    x, drawn = 0.0, []
+    for style, label, size in parts:
+        width = WIDTH * size / max(whole, 1)
+        title = f"<title>{label}: {format_size(size)}</title>"
+        drawn.append(f'<rect class="{style}" x="{x:.1f}" width="{width:.1f}" height="22">{title}</rect>')
+        x += width
+    bar = f'<svg viewBox="0 0 {WIDTH} 22" role="img" aria-label="{escape(name)}">{"".join(drawn)}</svg>'
+    return f"<p><b>{escape(name)}</b>{escape(text)}</p>{bar}"
 
 
 @dataclass(frozen=True)
@@ -164,32 +180,44 @@ def _even(last: int) -> list[int]:
     return list(range(0, last + 1, step))
 
 
-def _top(value: float) -> float:
-    """A round number, not less than `value`."""
+def _scale(value: float) -> list[float]:
+    """From 0 to at least `value` in at most six steps of 1, 2 or 5 times a power of ten."""
     size = 1.0
     while size < value:
         size *= 10
-    while size > 10 * value and value > 0:
+    while size > value > 0:
         size /= 10
-    return next(size * part for part in (0.1, 0.2, 0.25, 0.5, 1.0) if size * part >= value)
+    step = next(part * size for part in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if value <= 6 * part * size)
+    return [step * i for i in range(max(1, ceil(value / step)) + 1)]
+
+
+def _with_room(labels: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Of (middle, text) from left to right those that do not touch another; the last one stays."""
+    kept: list[tuple[float, str]] = []
+    left = float(WIDTH)
+    for x, text in reversed(labels):
+        half = DIGIT * len(text) / 2
+        if x + half <= left:
+            kept.append((x, text))
+            left = x - half - GAP
+    return kept[::-1]
 
 
 def _chart(curves: Sequence[Curve], across: Callable[[float], float], ticks: Sequence[int]) -> str:
     """`across`: 0 to 1 from the left to the right; `ticks`: of the horizontal axis, in its unit."""
-    top = _top(max(y for curve in curves for _, y in curve.points))
+    scale = _scale(max(y for curve in curves for _, y in curve.points))
     inner, tall = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return LEFT + inner * across(x), TOP + tall * (1 - y / top)
+        return LEFT + inner * across(x), TOP + tall * (1 - y / scale[-1])
 
     parts = []
-    for i in range(5):
-        y = TOP + tall * i / 4
+    for value in scale:
+        y = TOP + tall * (1 - value / scale[-1])
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{top * (4 - i) / 4:,.4g}</text>')
-    for tick in ticks:
-        x, y = at(tick, 0)
-        parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{tick:,}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:,.4g}</text>')
+    for x, text in _with_room([(at(tick, 0)[0], f"{tick:,}") for tick in ticks]):
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{text}</text>')
     for curve in curves:
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in curve.points))
         parts.append(f'<polyline class="{curve.style}" points="{line}"/>')

@@ -17,15 +17,22 @@ MARKS = "█▓▒░"  # weights, KV cache, buffers, free
 UNREAD = ("nextn", "other")
 DENSE: tuple[Part, ...] = ("mla", "shared expert", "dense ffn", "head")
 LONGEST = 3  # parts whose share of the time is shown
+# Of the serial ceiling, with DeepSeek-V3 and R1: https://github.com/ikawrakow/ik_llama.cpp,
+# https://arxiv.org/abs/2606.10493, https://github.com/kvcache-ai/ktransformers
+REACHED = (
+    "Read expectations as such: of such a ceiling the best published systems reach 45 to 63 % in decode"
+    " (ik_llama.cpp; arXiv 2606.10493: 50 to 55 %; KTransformers: 36 to 44 %)."
+)
 
 
 def describe(planned: Planned) -> str:
     """The text form of a plan."""
     plan, settings = planned.plan, planned.plan.settings
+    threads = counted(plan.threads, "thread")
     lines = [
         f"{plan.model}, {format_size(plan.model_bytes)}",
         f"on {plan.machine}",
-        f"context {planned.context:,} x {settings.sequences}, KV cache {settings.kv}, {plan.threads} threads",
+        f"context {planned.context:,} x {settings.sequences}, KV cache {settings.kv}, {threads}",
         *planned.notes,
         "",
         *_memories(planned),
@@ -100,8 +107,9 @@ def document(planned: Planned) -> dict[str, Any]:
 
 
 def published_lines(planned: Planned) -> list[str]:
-    """What others reached on much the same machine."""
-    return [str(one) for one in published(planned.model.name, planned.machine)]
+    """What others reached, on much the same machine where that is known."""
+    there = [str(one) for one in published(planned.model.name, planned.machine)]
+    return there if planned.machine.measured else [REACHED, *there]
 
 
 def _speeds(planned: Planned) -> Iterator[str]:
@@ -118,6 +126,10 @@ def _speeds(planned: Planned) -> Iterator[str]:
         yield f"  {prompt.prompt_tokens:>8,}{speeds}  {prompt.bound_by:<16}  {shares(prompt.parts)}"
     yield "The ceiling is what the memories' bandwidths allow: bytes of a token over bandwidth, added up."
     yield from published_lines(planned)
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def speed(tokens_per_second: float) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hetero import RunConfig, load
 from hetero.config import ModelConfig
 from hetero.errors import HeteroError, RequestError, ResourceError, UnsupportedError
 from hetero.gguf import open_gguf
-from hetero.plan_page import WIDTH, page
+from hetero.plan_page import WIDTH, _scale, page
 from hetero.plan_report import describe as report
 from hetero.plan_request import PlanRequest, run_plan
 from hetero.planning import plan_to_run, this_machine, unmeasured_machine, with_free_memory
@@ -282,6 +283,57 @@ def test_the_page_is_complete_in_itself(run: Run, tmp_path: Path) -> None:
     assert len(widths) == 3 * 4 and sum(widths) == pytest.approx(3 * WIDTH, abs=1)
     for figure in ("23.99 GiB", "2.14 GiB", "366.93 GiB", "tok/s"):
         assert figure in read.text
+
+
+def test_a_disk_that_holds_weights_is_a_bar(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "plan.html"
+    out = run(*LITE, "--memory", "12GiB", "--socket", "epyc-milan", "--threads", 1, "--html", path)[1]
+    read = Reader(path.read_text(encoding="utf-8"))
+    bars = [values["aria-label"] for tag, values in read.elements if tag == "svg" and "aria-label" in values]
+    widths = [float(values["width"] or 0) for tag, values in read.elements if tag == "rect"]
+    assert bars == ["node0", "disk"] and len(widths) == 4 + 2 and sum(widths[4:]) == pytest.approx(WIDTH, abs=1)
+    (left,) = re.findall(r"([\d.]+) GiB of weights are read from it", read.text)
+    assert widths[4] / WIDTH == pytest.approx(float(left) / 9.65, rel=0.02)
+    assert "Each bar has a scale of its own" in read.text
+    for text in (out, read.text):
+        assert ", 1 thread" in text and "1 threads" not in text
+
+
+@pytest.mark.parametrize("context", [1, 100, 4096, 5000, 32768, 163_840])
+def test_labels_have_room(context: int) -> None:
+    """Inside of the page, and beside each other; the last one is there."""
+    text = page(run_plan(PlanRequest(preset=V3[1], memory=512 * GIB, socket="epyc-milan", context=context)))
+    for line in re.findall(r"<svg.*", text)[1:]:
+        labels = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle">([\d,]+)<', line)
+        ends = [(float(x) - 3.4 * len(number), float(x) + 3.4 * len(number)) for x, number in labels]
+        assert ends and ends[0][0] >= 0 and ends[-1][1] <= WIDTH
+        assert all(left[1] + 4 < right[0] for left, right in pairwise(ends))
+    assert f">{context:,}</text>" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "top", "steps"),
+    [
+        (33, 40, 4),
+        (253, 300, 6),
+        (8.52, 10, 5),
+        (181, 200, 4),
+        (0.031, 0.04, 4),
+        (1, 1, 5),
+        (61, 80, 4),
+        (1001, 1200, 6),
+    ],
+)
+def test_scales_are_round(value: float, top: float, steps: int) -> None:
+    found = _scale(value)
+    assert (found[-1], len(found) - 1) == (pytest.approx(top), steps) and found[0] == 0
+
+
+def test_expectations_stand_beside_what_others_reach(run: Run, document, model_file, tmp_path: Path) -> None:
+    path, sentence = tmp_path / "plan.html", "the best published systems reach 45 to 63 %"
+    assert sentence in run(*V3, *BOX, "--html", path)[1] and sentence in path.read_text(encoding="utf-8")
+    assert sentence not in run(model_file("tiny", "Q4_K"), "--html", path)[1], "it was measured"
+    assert sentence not in path.read_text(encoding="utf-8")
 
 
 def test_names_are_escaped() -> None:
