@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from cpu_kernels import Pool
-from hetero.kernel_rates import MOST_COLUMNS, KernelRates, Verb
+from hetero.free_memory import free_memory
+from hetero.kernel_rates import LEAST_ROTATED, MOST_COLUMNS, ROTATED_BYTES, KernelRates, Verb
 from hetero.stopwatch import Stopwatch
 from hetero.verb_rates import KV, AttentionRates, verb_rates
 from placement.machine import CPU, Processor
@@ -38,6 +39,7 @@ def measure_cpu(
         attention |= {kv: rates.rate(kv) for kv in missing_kv}
         del rates
     if missing:
-        kernels = KernelRates(pool, stopwatch, most)
+        room = max(LEAST_ROTATED, min(ROTATED_BYTES, free_memory() // 2))  # a model may have taken the rest
+        kernels = KernelRates(pool, stopwatch, most, room)
         linear |= {(verb, type): kernels.rate(verb, type) for type, verb in missing}
     return Processor(CPU, description, pool.threads, tuple(linear.values()), tuple(attention.values()), verbs)

@@ -28,12 +28,19 @@ class Stopwatch:
             found.append(self.clock() - before)
         return median(found)
 
-    def time_recorded(self, pool: "Pool", calls: Sequence[Callable[[], object]]) -> float:
-        """Mean seconds of these calls of the pool's entries, one after the other as in a recorded step."""
-        with pool.record() as program:
-            for call in calls:
-                call()
-        return self.time(program.replay) / len(calls)
+    def time_recorded(self, pool: "Pool", calls: Sequence[Callable[[], object]], parts: int = 1) -> float:
+        """Mean seconds of these calls of the pool's entries, one after the other as in a recorded step.
+
+        With `parts`, a sample is one part of the calls, each time the next one: as many in all of them.
+        """
+        parts = min(parts, len(calls))
+        each, programs = len(calls) // parts, []
+        for part in range(parts):
+            with pool.record() as program:
+                for call in calls[part * each : (part + 1) * each]:
+                    call()
+            programs.append(program.replay)
+        return self.time_in_turn(programs) / each
 
     def time_in_turn(self, calls: Sequence[Callable[[], object]]) -> float:
         """Seconds of a call, each time of the next one."""

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cpu_kernels import Pool
+from cpu_kernels import Pool, rms_norm
 from hetero import cpu_rates, gpu_rates, probe, saved_machine
 from hetero.cpu_rates import measure_cpu, rates_for
 from hetero.disk_rate import LEAST_BYTES, disk_rate
-from hetero.kernel_rates import VERB_COLUMNS, Calls, KernelRates
+from hetero.kernel_rates import LEAST_ROTATED, ROTATED_BYTES, VERB_COLUMNS, Calls, KernelRates
 from hetero.saved_machine import Saved
 from hetero.stopwatch import Stopwatch
 from hetero.verb_rates import CALLS_OF_A_PASS, AttentionRates, verb_rates
@@ -35,7 +35,6 @@ from placement.rates import Rates
 from tests.test_imports import ROWS
 
 QUICK = Stopwatch(seconds=0.0, samples=1)
-SMALL = 64 << 20  # bytes that are rotated over
 
 
 class Clock:
@@ -87,10 +86,28 @@ def test_stopwatch_takes_calls_in_turn() -> None:
     assert seen == [0, 1, 0, 1, 0, 1]
 
 
+def test_recorded_calls_are_timed_in_parts(pool: Pool) -> None:
+    """Of 10 calls in 3 parts 3 each count, and every part has its turn."""
+    clock, seen = Clock(), list[str]()
+    x, weight = np.ones((1, 64), np.float32), np.ones(64, np.float32)
+
+    class Watch(Stopwatch):
+        def time(self, call):
+            for _ in range(4):
+                call()
+                seen.append("sample")
+            return 6.0
+
+    calls = [lambda i=i: seen.append(f"call {i}") or rms_norm(pool, x, weight, 1e-6) for i in range(10)]
+    assert Watch(0.0, 1, clock).time_recorded(pool, calls, 3) == 2.0
+    assert seen == [*(f"call {i}" for i in range(9)), *["sample"] * 4]
+    assert Watch(0.0, 1, clock).time_recorded(pool, calls[:2], 3) == 6.0
+
+
 @pytest.mark.parametrize("verb", ["linear", "heads", "experts", "mapped"])
 def test_calls_go_through_the_memory(pool: Pool, verb: str) -> None:
     """Each call computes with other weights, and with as many as it says."""
-    kernels = KernelRates(pool, QUICK, nbytes=SMALL)
+    kernels = KernelRates(pool, QUICK, nbytes=LEAST_ROTATED)
     for large in (True, False):
         calls: Calls = getattr(kernels, f"_{verb}")("Q4_K", large)
         call, last = calls.bind(2), calls.number - 1
@@ -108,7 +125,7 @@ def test_calls_go_through_the_memory(pool: Pool, verb: str) -> None:
 )
 def test_rate_of_a_model_clock(pool: Pool, monkeypatch: pytest.MonkeyPatch, verb: str, type: str) -> None:
     """A kernel that takes 5 us a call and 20 ps for each weight and column is found to do so."""
-    kernels = KernelRates(pool, QUICK, 16, SMALL)
+    kernels = KernelRates(pool, QUICK, 16, LEAST_ROTATED)
     monkeypatch.setattr(kernels, "_time", lambda calls, columns: 5e-6 + 2e-11 * calls.weights * columns)
     rate = kernels.rate(verb, type)  # type: ignore[arg-type]
     assert rate.call_seconds == pytest.approx(5e-6)
@@ -119,7 +136,7 @@ def test_rate_of_a_model_clock(pool: Pool, monkeypatch: pytest.MonkeyPatch, verb
 
 def test_noise_never_makes_a_rate_nonsense(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small call that was disturbed takes longer than a large one."""
-    kernels = KernelRates(pool, QUICK, 1, SMALL)
+    kernels = KernelRates(pool, QUICK, 1, LEAST_ROTATED)
     monkeypatch.setattr(kernels, "_time", lambda calls, columns: 1.0 if calls.weights < 1 << 22 else 1e-3)
     rate = kernels.rate("linear", "Q4_K")
     assert rate.flops_at[0][1] > 0 and rate.call_seconds >= 0
@@ -164,13 +181,34 @@ def test_kernels_run_for_every_kv_type_and_verb(pool: Pool) -> None:
 def test_only_what_is_missing_is_measured(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = _fake_kernels(monkeypatch)
     known = measure_cpu(pool, QUICK, "cpu", rates_for(["Q4_K"]), ["f16"])
-    assert asked == ["verbs", "f16", "linear F32", "mapped F32", "experts Q4_K", "heads Q4_K", "linear Q4_K", "mapped Q4_K"]
+    assert asked == [
+        "verbs",
+        "f16",
+        "linear F32",
+        "mapped F32",
+        "experts Q4_K",
+        "heads Q4_K",
+        "linear Q4_K",
+        "mapped Q4_K",
+    ]
     asked.clear()
     more = measure_cpu(pool, QUICK, "cpu", rates_for(["Q4_K", "Q6_K"]), ["f16", "q8_0"], known)
     assert asked == ["q8_0", "experts Q6_K", "heads Q6_K", "linear Q6_K", "mapped Q6_K"]
     assert set(known.linear) < set(more.linear) and known.verbs == more.verbs
     asked.clear()
     assert measure_cpu(pool, QUICK, "cpu", rates_for(["Q6_K"]), ["f16"], more) == more and not asked
+
+
+@pytest.mark.parametrize(
+    ("free", "taken"), [(1 << 40, ROTATED_BYTES), (300 << 20, 150 << 20), (1 << 20, LEAST_ROTATED)]
+)
+def test_memory_that_a_model_left(pool: Pool, monkeypatch: pytest.MonkeyPatch, free: int, taken: int) -> None:
+    _fake_kernels(monkeypatch)
+    seen, kernels = list[int](), cpu_rates.KernelRates
+    monkeypatch.setattr(cpu_rates, "free_memory", lambda: free)
+    monkeypatch.setattr(cpu_rates, "KernelRates", lambda *given: seen.append(given[-1]) or kernels(*given))
+    measure_cpu(pool, QUICK, "cpu", rates_for(["Q4_K"]), ["f16"])
+    assert seen == [taken]
 
 
 def test_probe_measures_once(pool: Pool, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -360,7 +398,7 @@ def _fake_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
     class Kernels:
-        def __init__(self, pool: Pool, stopwatch: Stopwatch, most: int = 1):
+        def __init__(self, pool: Pool, stopwatch: Stopwatch, most: int = 1, nbytes: int = 0):
             pass
 
         def rate(self, verb, type=None):
