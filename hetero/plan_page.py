@@ -120,8 +120,13 @@ class Curve:
     style: str = "curve"
 
 
+def _predictor(planned: Planned) -> Predictor:
+    plan = planned.plan
+    return Predictor(planned.model, planned.machine, plan.settings, plan.tensors, plan.mode == "resident")
+
+
 def _decode(planned: Planned) -> Iterator[str]:
-    predictor = Predictor(planned.model, planned.machine, planned.plan.settings, planned.plan.tensors)
+    predictor = _predictor(planned)
     last = planned.context - 1
     depths = sorted({last * i // DEPTHS for i in range(DEPTHS + 1)})
     steps = [predictor.decode(depth) for depth in depths]
@@ -135,7 +140,7 @@ def _decode(planned: Planned) -> Iterator[str]:
 
 
 def _prefill(planned: Planned) -> Iterator[str]:
-    predictor = Predictor(planned.model, planned.machine, planned.plan.settings, planned.plan.tensors)
+    predictor = _predictor(planned)
     lengths = [min(SHORTEST, planned.context)]
     while lengths[-1] < planned.context:
         lengths.append(min(2 * lengths[-1], planned.context))

@@ -1,6 +1,6 @@
 """Who gets which bytes: VRAM filled from the top of the intensity order, then DRAM, then disk."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -140,6 +140,17 @@ def in_memory(rest: Iterable[Rest], room: int) -> dict[str, int]:
         if one.part == "routed experts":
             kept[one.tensor.name] = one.nbytes * share // max(routed, 1)
     return kept
+
+
+def even_shares(needed: int, bandwidths: list[float]) -> list[int]:
+    """As a load divides them: every node holds what its threads compute, and its bandwidth is in proportion to them."""
+    return node_shares(needed, [needed] * len(bandwidths), bandwidths)
+
+
+def fits_nodes(needed: int, capacities: Sequence[int], bandwidths: list[float]) -> bool:
+    """Whether each node has room for its even share."""
+    shares = even_shares(needed, bandwidths)
+    return all(share <= capacity for share, capacity in zip(shares, capacities, strict=True))
 
 
 def node_shares(needed: int, capacities: list[int], bandwidths: list[float]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from placement.arrange import node_shares
 from placement.cost import CHUNK, activation_bytes, cache_layer_bytes, expansion_bytes
 from placement.errors import InvalidDocument, PlacementError
 from placement.machine import Machine
@@ -12,6 +13,7 @@ from placement.predict import GPU_CHUNK
 DEFAULT_CONTEXT = 8192
 WORKING = 512 << 20  # Python and compiled kernels take less than 350 MiB (tests.test_loading)
 THREAD = 4 << 20  # scratch memory of a thread
+CORE_THREADS = 2  # a core of most CPUs runs two at once; a machine's rates are those of one for each
 GPU_CONTEXT = 600 << 20  # of a CUDA context with torch and its kernels, and what its allocator cannot use
 GPU_GRAPH = 128 << 20
 RING_SLOTS, RING_EXPERTS = 3, 8  # buffers through which experts are streamed: one arrives, one is used, one is next
@@ -35,6 +37,10 @@ def resolve(model: Model, machine: Machine, settings: Settings) -> Settings:
     for name in ("context", "sequences", "threads"):
         if values[name] == 0:
             raise InvalidDocument(f"{name} = 0", "1 or more", f"change --{name}")
+    most = CORE_THREADS * machine.cpu.threads
+    if settings.threads is not None and settings.threads > most:
+        limit = f"{CORE_THREADS} for each of the {machine.cpu.threads} cores are the most that run at once"
+        raise PlacementError(f"{settings.threads} threads", limit, f"use --threads {machine.cpu.threads}")
     context = settings.context or min(d.context_length, DEFAULT_CONTEXT)
     if context > d.context_length:
         found = f"a context of {context} tokens"
@@ -86,13 +92,13 @@ def budget(model: Model, machine: Machine, settings: Settings) -> Budget:
         cpu_buffers_beside_gpu=scratch + activation_bytes(d, min(GPU_CHUNK, settings.context)),
         gpu_buffers=GPU_CONTEXT + GPU_GRAPH + expansion_bytes(d) + activation_bytes(d, CHUNK) + streams,
         vram=vram if settings.gpu_memory is None else min(vram, settings.gpu_memory),
-        nodes=_nodes(machine, settings.memory),
+        nodes=tuple(_nodes(machine, settings.memory)),
     )
 
 
-def _nodes(machine: Machine, limit: int | None) -> tuple[int, ...]:
-    """Each node gives up the same share where less than all may be used."""
-    total = machine.dram_bytes
-    if limit is None or limit >= total:
-        return tuple(node.bytes for node in machine.nodes)
-    return tuple(node.bytes * limit // total for node in machine.nodes)
+def _nodes(machine: Machine, limit: int | None) -> list[int]:
+    """Where less than all may be used, what is used of it is divided as if it were all that there is to divide."""
+    sizes = [node.bytes for node in machine.nodes]
+    if limit is None or limit >= sum(sizes):
+        return sizes
+    return node_shares(limit, sizes, [node.read_bandwidth for node in machine.nodes])

@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from placement.arrange import Divider, OnGpu, fill_gpu, in_memory, node_shares, placed_tensors, rest_of
+from placement.arrange import (
+    Divider,
+    OnGpu,
+    even_shares,
+    fill_gpu,
+    fits_nodes,
+    in_memory,
+    node_shares,
+    placed_tensors,
+    rest_of,
+)
 from placement.budget import Budget, budget, resolve
 from placement.errors import DoesNotFit
 from placement.machine import GPU, Machine
@@ -13,8 +23,9 @@ from placement.nearest import alternatives
 from placement.plan import MemoryUse, Placed, Plan, Settings
 from placement.predict import Predictor
 
-DEPTHS = (0, 4096, 32768)
-PROMPTS = (64, 512, 4096)
+DEPTHS = (0, 4096, 32768)  # at which decode is predicted, and at the end of the promised context
+PROMPTS = (64, 512, 4096)  # tokens; and as many as the context holds
+ANSWER = 512  # tokens decoded in the job by which plans are compared
 
 
 @dataclass(frozen=True)
@@ -54,12 +65,18 @@ def _uses_gpu(plan: Plan) -> bool:
 
 
 def _better(plan: Plan, model: Model, machine: Machine, settings: Settings) -> Plan:
-    """A GPU that would make decoding slower is left alone: few layers on it, each reached over PCIe."""
+    """A GPU that would make `job_seconds` longer is left alone: few layers on it, each reached over PCIe."""
     try:
         without = predicted(model, machine, settings, arrange(model, machine, replace(settings, device="cpu")))
     except DoesNotFit:
         return plan
-    return without if without.decode[0].tokens_per_second > plan.decode[0].tokens_per_second else plan
+    return min(plan, without, key=job_seconds)
+
+
+def job_seconds(plan: Plan) -> float:
+    """Of the longest prompt that the context holds, and an answer at that depth."""
+    prompt, decode = plan.prefill[-1], plan.decode[-1]
+    return prompt.prompt_tokens / prompt.tokens_per_second + ANSWER / decode.tokens_per_second
 
 
 def arrange(model: Model, machine: Machine, settings: Settings) -> Arrangement:
@@ -73,16 +90,17 @@ def arrange(model: Model, machine: Machine, settings: Settings) -> Arrangement:
     if room < 0:
         found = f"the cache for {settings.sequences} x {settings.context} tokens in {settings.kv} and working memory"
         raise DoesNotFit(f"{found} need {_gib(cache + buffers)}", f"{_gib(sum(needs.nodes))} of DRAM may be used")
-    mapped = settings.mmap or weights > room
-    if weights > room and (settings.mmap is False or machine.disk is None):
-        found = f"weights, cache and working memory need {_gib(weights + cache + buffers)} of DRAM"
-        raise DoesNotFit(found, f"{_gib(sum(needs.nodes))} may be used")
+    bandwidths = [node.read_bandwidth for node in machine.nodes]
+    resident = weights <= room and fits_nodes(weights + cache + buffers, needs.nodes, bandwidths)
+    mapped = settings.mmap or not resident
+    if not resident and (settings.mmap is False or machine.disk is None):
+        raise _too_much(weights + cache + buffers, machine, needs)
     disk = machine.disk.bytes if machine.disk else 0
     if weights - room > disk:
         raise DoesNotFit(f"{_gib(weights - room)} of weights are left for the disk", f"it holds {_gib(disk)}")
     kept = in_memory(rest, room) if mapped else {one.tensor.name: one.nbytes for one in rest}
     held = cache + buffers + sum(kept.values())
-    cut = Divider(node_shares(held, list(needs.nodes), [node.read_bandwidth for node in machine.nodes]))
+    cut = Divider(node_shares(held, list(needs.nodes), bandwidths))
     caches, scratch = cut.take(cache), cut.take(buffers)
     tensors = placed_tensors(model, gpu, kept, [node.name for node in machine.nodes], cut)
     others = {node.name: pair for node, *pair in zip(machine.nodes, caches, scratch, strict=True)}
@@ -91,6 +109,16 @@ def arrange(model: Model, machine: Machine, settings: Settings) -> Arrangement:
     limits = dict(zip((node.name for node in machine.nodes), needs.nodes, strict=True)) | {GPU: needs.vram}
     memories = memory_use(machine, limits, tensors, others)
     return Arrangement("mmap" if mapped else "resident", memories, tuple(tensors))
+
+
+def _too_much(held: int, machine: Machine, needs: Budget) -> DoesNotFit:
+    found, total = f"weights, cache and working memory need {_gib(held)} of DRAM", sum(needs.nodes)
+    if held > total:
+        return DoesNotFit(found, f"{_gib(total)} may be used")
+    even = even_shares(held, [node.read_bandwidth for node in machine.nodes])
+    node, share, size = max(zip(machine.nodes, even, needs.nodes, strict=True), key=lambda one: one[1] - one[2])
+    found += f", {_gib(share)} of them on {node.name}, whose threads read them"
+    return DoesNotFit(found, f"{_gib(size)} of {node.name} may be used")
 
 
 def _on_gpu(model: Model, settings: Settings, needs: Budget) -> OnGpu:
@@ -124,9 +152,9 @@ def memory_use(
 
 def predicted(model: Model, machine: Machine, settings: Settings, arrangement: Arrangement) -> Plan:
     assert settings.context is not None and settings.threads is not None, "settings are resolved first"
-    speed = Predictor(model, machine, settings, arrangement.tensors)
-    depths = [depth for depth in DEPTHS if depth <= settings.context]
-    prompts = [tokens for tokens in PROMPTS if tokens <= settings.context] or [settings.context]
+    speed = Predictor(model, machine, settings, arrangement.tensors, arrangement.mode == "resident")
+    depths = sorted({depth for depth in (*DEPTHS, settings.context - 1) if depth < settings.context})
+    prompts = sorted({tokens for tokens in (*PROMPTS, settings.context) if tokens <= settings.context})
     decode = tuple(speed.decode(depth) for depth in depths)
     return Plan(
         model=model.name,

@@ -23,6 +23,7 @@ from placement import (
     preset,
 )
 from placement.known_parts import GPUS, SOCKETS
+from placement.planner import job_seconds
 from placement.presets import MODELS, build
 
 GIB = 1 << 30
@@ -54,7 +55,7 @@ def test_the_published_box(v3) -> None:
     assert vram.kv_bytes == 61 * 32768 * 1152 and 0 <= vram.free_bytes < 30e6  # less than an expert is left
     nodes = [use for use in plan.memories if use.name.startswith("node")]
     assert len(nodes) == 2 and abs(nodes[0].weight_bytes - nodes[1].weight_bytes) <= 1000
-    assert [speed.depth for speed in plan.decode] == [0, 4096, 32768]
+    assert [speed.depth for speed in plan.decode] == [0, 4096, 32767]
     assert plan.decode_ceiling_tokens_per_second == plan.decode[0].ceiling_tokens_per_second
     assert plan.decode[0].ceiling_tokens_per_second == pytest.approx(33.5, rel=0.05)
     assert plan.decode[2].ceiling_tokens_per_second == pytest.approx(31.1, rel=0.05)
@@ -115,6 +116,43 @@ def test_twelve_channels_and_a_5090(v3) -> None:
     assert plan.mode == "resident" and plan.decode[0].ceiling_tokens_per_second > 35
 
 
+@pytest.mark.parametrize(
+    ("context", "depths", "prompts"),
+    [(1, [0], [1]), (64, [0, 63], [64]), (4096, [0, 4095], [64, 512, 4096]), (4097, [0, 4096], [64, 512, 4096, 4097])],
+)
+def test_speeds_up_to_the_end_of_the_context(context: int, depths: list[int], prompts: list[int], v3) -> None:
+    """A token that is decoded at a depth is cached, too: it is less than the context."""
+    plan = make_plan(v3, BOX, Settings(context=context))
+    assert [speed.depth for speed in plan.decode] == depths
+    assert [speed.prompt_tokens for speed in plan.prefill] == prompts
+
+
+def test_nodes_are_filled_as_a_load_fills_them(v3) -> None:
+    """Each with what its threads compute, whatever its size: the small one decides what is resident."""
+    big, small = BOX.nodes
+    disk = next(memory for memory in BOX.memories if memory.kind == "disk")
+    two = Machine("two nodes", False, (big, small, disk), (), (BOX.cpu,))
+    uneven = replace(two, memories=(big, replace(small, bytes=100 * GIB), disk))
+    with pytest.raises(DoesNotFit) as no:
+        make_plan(v3, uneven, Settings(mmap=False))
+    assert no.value.limit == "100.0 GiB of node1 may be used"
+    assert "GiB of DRAM, 189.3 GiB of them " in no.value.found and "on node1, whose threads read" in no.value.found
+    assert "leave out --no-mmap" in no.value.remedy and "quantized to 1.6" in no.value.remedy
+    plan = make_plan(v3, uneven)
+    held = {use.name: use.weight_bytes for use in plan.memories}
+    assert plan.mode == "mmap" and held["node1"] < 100 * GIB < 200 * GIB < held["node0"]
+    enough = replace(two, memories=(big, replace(small, bytes=200 * GIB), disk))
+    plan = make_plan(v3, enough, Settings(mmap=False))
+    first, second = (use for use in plan.memories if use.name.startswith("node"))
+    assert abs(first.weight_bytes - second.weight_bytes) < 10_000
+    faster = replace(enough, memories=(replace(big, read_bandwidth=3 * small.read_bandwidth), *enough.memories[1:]))
+    plan = make_plan(v3, faster, Settings(mmap=False))  # of four threads three are on node0
+    first, second = (use for use in plan.memories if use.name.startswith("node"))
+    assert first.weight_bytes == pytest.approx(3 * second.weight_bytes)
+    limited = make_plan(v3, enough, Settings(memory=450 * GIB, mmap=False))
+    assert [use.bytes for use in limited.memories[:2]] == [250 * GIB, 200 * GIB]
+
+
 def test_no_gpu(v3) -> None:
     machine = describe(Description(memory=512 * GIB, socket="epyc-genoa"))
     plan = make_plan(v3, machine, Settings(context=4096))
@@ -152,8 +190,8 @@ def test_a_prediction_by_hand() -> None:
     attention = 2 * 16 * (4 * 512 + 2 * 64)  # of two layers, for each pair
     seconds = 2 * (used + head) + attention
     assert plan.decode[0].tokens_per_second == pytest.approx(1e9 / seconds)
-    at_4096 = 2 * (used + head) + attention * 4097
-    assert plan.decode[1].tokens_per_second == pytest.approx(1e9 / at_4096)
+    at_4095 = 2 * (used + head) + attention * 4096
+    assert plan.decode[1].tokens_per_second == pytest.approx(1e9 / at_4095)
     # 63 tokens, of whose last layer only projections count, then one with the head
     last = {name: size for name, size in weights.items() if name.startswith("blk.1.")}
     skipped = sum(
@@ -165,8 +203,8 @@ def test_a_prediction_by_hand() -> None:
     assert plan.prefill[0].tokens_per_second == pytest.approx(64e9 / (first + 2 * (used + head) + attention * 64))
     assert plan.prefill[0].bound_by == plan.decode[0].bound_by == "cpu arithmetic"
     parts = {part.part: part.seconds for part in plan.decode[1].parts}
-    assert parts["attention"] == pytest.approx(attention * 4097 / 1e9)
-    assert sum(parts.values()) == pytest.approx(at_4096 / 1e9)
+    assert parts["attention"] == pytest.approx(attention * 4096 / 1e9)
+    assert sum(parts.values()) == pytest.approx(at_4095 / 1e9)
     half = make_plan(model, replace(machine, processors=(replace(SLOW, threads=4),)), Settings(threads=2))
     assert half.threads == 2
     assert half.decode[0].tokens_per_second == pytest.approx(plan.decode[0].tokens_per_second / 2)
@@ -263,9 +301,18 @@ def test_a_gpu_too_small_to_help_is_left_alone() -> None:
     """A layer or two of a small model, each reached over PCIe, would only cost time."""
     model = preset("deepseek-v2-lite:q4_k_m")
     machine = describe(Description(memory=64 * GIB, memory_bandwidth=400e9, cores=64, gpu="rtx-3090"))
-    plan = make_plan(model, machine, Settings(gpu_memory=1300 << 20))
-    assert not on_gpu(plan)
-    assert on_gpu(make_plan(model, machine, Settings(gpu_memory=1300 << 20, device="cuda")))
+    short = Settings(gpu_memory=1300 << 20, context=100)
+    without, forced = make_plan(model, machine, short), make_plan(model, machine, replace(short, device="cuda"))
+    assert not on_gpu(without) and on_gpu(forced) and job_seconds(without) < job_seconds(forced)
+    # At the end of 8192 tokens attention is most of the work, and a layer of it on the GPU pays
+    deep = make_plan(model, machine, Settings(gpu_memory=1300 << 20))
+    left = make_plan(model, machine, Settings(gpu_memory=1300 << 20, device="cpu"))
+    assert on_gpu(deep) and deep.decode[0].tokens_per_second < left.decode[0].tokens_per_second
+    assert deep.decode[-1].tokens_per_second > left.decode[-1].tokens_per_second
+    prompt, decode = left.prefill[-1], left.decode[-1]
+    assert (prompt.prompt_tokens, decode.depth) == (8192, 8191)
+    job = 8192 / prompt.tokens_per_second + 512 / decode.tokens_per_second
+    assert job_seconds(left) == pytest.approx(job) and job > job_seconds(deep)
     with pytest.raises(DoesNotFit, match=r"1\.0 GiB of VRAM may be used; .*use --device cpu"):
         make_plan(model, machine, Settings(gpu_memory=GIB, device="cuda"))
 
@@ -275,6 +322,9 @@ def test_what_cannot_be_asked_for(v3) -> None:
         make_plan(v3, BOX, Settings(context=163841))
     with pytest.raises(InvalidDocument, match="sequences = 0; 1 or more; change --sequences"):
         make_plan(v3, BOX, Settings(sequences=0))
+    with pytest.raises(PlacementError, match=r"129 threads; 2 for each of the 64 cores .*; use --threads 64"):
+        make_plan(v3, BOX, Settings(threads=129))
+    assert make_plan(v3, BOX, Settings(threads=128)).threads == 128
     tiny = describe(Description(memory=4 * GIB + (512 << 20), socket="epyc-rome"))
     with pytest.raises(DoesNotFit, match=r"0\.5 GiB of DRAM may be used; no smaller context .* add some"):
         make_plan(v3, tiny)
