@@ -546,7 +546,7 @@ def on_gpu(plan: dict[str, Any]) -> None:
         (unchanged, {"kv": "q8_0"}, RequestError, r"kv = q8_0 with the plan .*; it has kv = f16"),
         (unchanged, {"mmap": True}, RequestError, r"mmap = True with the plan"),
         (unchanged, {"threads": 2}, RequestError, r"threads = 2 with the plan .*; it has threads = 1"),
-        (lambda plan: plan["settings"].update(threads=999), {}, RequestError, r"plan\.json: 999 threads; 2 for each of the"),
+        (lambda plan: plan["settings"].update(threads=999), {}, RequestError, r"plan\.json: 999 threads; 2 for each"),
         (lambda plan: plan["settings"].update(sequences=2), {}, RequestError, r"sequences = 1 with the plan"),
         (lambda plan: plan["settings"].update(memory=1 << 20), {}, ResourceError, r"plan\.json: .* GiB"),
     ],
