@@ -1,17 +1,17 @@
 """Predicted beside measured: decoding after 0 and 4096 tokens, prompts of 64 and 512, of whole models and slices.
 
-    python -m benchmarks.predictions [--lite FILE] [--slice FILE] [--cases lite,deepseek-v3:q2_k/1]
+    python -m benchmarks.predictions [--lite FILE] [--slice FILE] [--cases lite,deepseek-v3:q2_k/1] [--into FILE]
 
-Each model is loaded once. For each figure the kernels that count for it are probed (hetero.cpu_rates: on weights of
-their own, in matrices of their own size, never a layer of the model) and it is measured, in turns, because a shared
-machine drifts, within seconds by a factor of two. A measurement is compared with what follows from the probes around
-it, up to AROUND on each side: of each of their rates the median. What counts is the median of the rounds' ratios of
-predicted to measured tokens/s. Measured are medians too: of DECODED tokens, after WARM others, because memory that
-was not read for some seconds is slow at first on a virtual machine; of REPEATED prompts. For decoding after 4096 tokens
-the cache is filled with random values, not by a prompt.
+Each model is loaded once. In every round each figure is measured between two probes of the kernels that count for it
+(hetero.cpu_rates: on weights of their own, in matrices of their own size, never a layer of the model), because a shared
+machine drifts, within seconds by a factor of two; it is compared with what follows from the mean of their rates. What
+counts is the median of the rounds' ratios of predicted to measured tokens/s. Measured are medians too: of DECODED
+tokens, after WARM others, because memory that was not read for some seconds is slow at first on a virtual machine; of
+REPEATED prompts. For decoding after 4096 tokens the cache is filled with random values, not by a prompt.
 
 A name with a slash is a synthetic model: a preset, and how many of its layers with experts (hetero.synthetic).
-The table goes to stderr, one JSON document comes last, on stdout.
+The table goes to stderr; the results of each model take the place of its earlier ones in --into as soon as they are
+there.
 """
 
 import argparse
@@ -20,7 +20,8 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -28,13 +29,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.options import names, parser
-from benchmarks.setting import setting
+from benchmarks.setting import ROOT, setting
 from cpu_kernels import write_cache
 from hetero import RunConfig, load
 from hetero.cpu_rates import measure_cpu
 from hetero.engine import Engine
 from hetero.planning import model_of
-from hetero.probe import machine, read_bandwidth
+from hetero.probe import read_bandwidth
 from hetero.sampler import Sampling
 from hetero.stopwatch import Stopwatch
 from hetero.synthetic import load_slice, make_slice
@@ -46,10 +47,9 @@ FILES = ("lite", "slice")
 PRESETS = {"q2_k": (1, 2, 3), "q4_k_m": (1, 2), "q8_0": (1,)}
 CASES = (*FILES, *(f"deepseek-v3:{type}/{layers}" for type, counts in PRESETS.items() for layers in counts))
 DEPTHS, PROMPTS, CONTEXT = (0, 4096), (64, 512), 4192
-DECODED, WARM, REPEATED = 48, 16, {64: 5, 512: 2}  # tokens; prompts
+DECODED, WARM, REPEATED = 32, 16, {64: 5, 512: 2}  # tokens; prompts
 ENOUGH = 1 << 45  # bytes of a memory that is never the limit
 LIMIT = 0.15
-AROUND = 2  # probes
 
 
 @dataclass(frozen=True)
@@ -136,24 +136,24 @@ def loaded(case: str, options: argparse.Namespace) -> Loaded:
     return Loaded.of(load_slice(made, run), made.model)
 
 
-def rounds(there: Loaded, figure: Figure, ids: list[int], options: argparse.Namespace) -> list[dict]:
-    stopwatch, speeds = Stopwatch(options.seconds), list[float]()
-    figure.measure(there, ids)  # what is allocated or touched for the first time
-    probes = [there.probed(stopwatch, figure.columns)]
+def rounds(there: Loaded, ids: list[int], options: argparse.Namespace) -> dict[Figure, list[dict]]:
+    stopwatch, found = Stopwatch(options.seconds), {figure: list[dict]() for figure in FIGURES}
+    for figure in FIGURES:
+        figure.measure(there, ids)  # what is allocated or touched for the first time
     for _ in range(options.rounds):
-        speeds.append(figure.measure(there, ids))
-        probes.append(there.probed(stopwatch, figure.columns))
-    found = []
-    for i, speed in enumerate(speeds):
-        around = typical(probes[max(0, i + 1 - AROUND) : i + 1 + AROUND])
-        expected = figure.predict(there.predictor(around))
-        parts = {part.part: part.seconds for part in expected.parts}
-        found.append({"predicted": expected.tokens_per_second, "measured": speed, "parts": parts})
+        for columns, figures in groupby(FIGURES, lambda figure: figure.columns):
+            before = there.probed(stopwatch, columns)
+            for figure in figures:
+                speed, after = figure.measure(there, ids), there.probed(stopwatch, columns)
+                expected = figure.predict(there.predictor(typical([before, after])))
+                parts = {part.part: part.seconds for part in expected.parts}
+                found[figure].append({"predicted": expected.tokens_per_second, "measured": speed, "parts": parts})
+                before = after
     return found
 
 
 def typical(machines: list[Machine]) -> Machine:
-    """The median of each of their figures."""
+    """The median of each of their figures, of two the mean."""
     return Machine.from_json(_typical([machine.to_json() for machine in machines]))
 
 
@@ -193,9 +193,18 @@ def measure(case: str, options: argparse.Namespace) -> list[dict]:
     with closing(there.engine):
         ids = np.random.default_rng(0).integers(0, there.engine.config.vocab_size, CONTEXT).tolist()
         there.fill_cache()
-        rows = [result(case, figure, rounds(there, figure, ids, options)) for figure in FIGURES]
+        rows = [result(case, figure, series) for figure, series in rounds(there, ids, options).items()]
     print(f"{case:<24}{perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     return rows
+
+
+def write(path: Path, rows: list[dict], options: argparse.Namespace) -> None:
+    """In place of what the file has of the same models; each row with the commit and the day."""
+    cases, about = {row["case"] for row in rows}, setting()
+    kept = [row for row in json.loads(path.read_text())["results"] if row["case"] not in cases] if path.exists() else []
+    dated = [row | {key: about[key] for key in ("commit", "date")} for row in rows]
+    ordered = sorted(kept + dated, key=lambda row: CASES.index(row["case"]))
+    path.write_text(json.dumps({"threads": options.threads, "kv": options.kv, "results": ordered, **about}) + "\n")
 
 
 def main() -> None:
@@ -203,13 +212,12 @@ def main() -> None:
     arguments.add_argument("--cases", type=names, default=list(CASES), help=", ".join(CASES))
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--kv", default="f16")
+    arguments.add_argument("--into", type=Path, default=ROOT / "benchmarks" / "results" / "predictions.json")
     for name in FILES:
         arguments.add_argument(f"--{name}", metavar="FILE", default=f"{name}.gguf")
     options = arguments.parse_args()
-    rows = [row for case in options.cases for row in measure(case, options)]
-    print(
-        json.dumps({"threads": options.threads, "kv": options.kv, "machine": machine(), "results": rows, **setting()})
-    )
+    for case in options.cases:
+        write(options.into, measure(case, options), options)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python -m benchmarks.models lite.gguf --depths 0,4096 --prompts 512,4096 > benchmarks/results/lite.json
     python -m benchmarks.models slice.gguf --prompts 512 --all-logits > benchmarks/results/slice.json
     python -m benchmarks.load slice.gguf --weights-cache DIR > benchmarks/results/load.json
-    python -m benchmarks.predictions > benchmarks/results/predictions.json
+    python -m benchmarks.predictions --lite lite.gguf --slice slice.gguf
     python -m benchmarks.report             writes them between their marks: <!-- NAME --> and <!-- end -->
 
 A result that is not there leaves its table as it is.

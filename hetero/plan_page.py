@@ -5,7 +5,18 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil, log2
 
-from hetero.plan_report import UNREAD, bar_ends, counted, places, published_lines, reasons, shares, speed, where_lines
+from hetero.plan_report import (
+    UNREAD,
+    bar_ends,
+    counted,
+    gflops,
+    places,
+    published_lines,
+    reasons,
+    shares,
+    speed,
+    where_lines,
+)
 from hetero.planning import Planned
 from hetero.sizes import format_size
 from placement import Predictor
@@ -160,8 +171,8 @@ def _parts(planned: Planned) -> str:
     for part, sizes in places(planned).items():
         where = "stays in the file" if part in UNREAD else ", ".join(where_lines(sizes))
         read = decode_bytes(planned.model, part)
-        rows.append((part, format_size(sum(sizes.values())), format_size(read), where))
-    return _table(("part", "size", "read a token", "where"), rows, text=1, first_is_text=True)
+        rows.append((part, format_size(sum(sizes.values())), format_size(read), gflops(planned.model, part), where))
+    return _table(("part", "size", "read a token", "GFLOP a token", "where"), rows, text=1, first_is_text=True)
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[str]], text: int, first_is_text: bool = False) -> str:

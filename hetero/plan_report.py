@@ -5,10 +5,10 @@ from typing import Any
 
 from hetero.planning import Planned
 from hetero.sizes import format_size
-from placement.cost import decode_bytes
+from placement.cost import decode_bytes, part_flops
 from placement.edited import gpu_experts
 from placement.machine import DISK, GPU
-from placement.model import PARTS, Part
+from placement.model import PARTS, Model, Part
 from placement.plan import MemoryUse, PartSeconds
 from placement.published import published
 
@@ -86,11 +86,16 @@ def places(planned: Planned) -> dict[Part, dict[str, int]]:
 
 
 def _parts(planned: Planned) -> Iterator[str]:
-    yield f"{'part':<16}{'size':>12}{'read a token':>14}  where"
+    yield f"{'part':<16}{'size':>12}{'read a token':>14}{'GFLOP a token':>15}  where"
     for part, sizes in places(planned).items():
         where = "stays in the file" if part in UNREAD else ", ".join(where_lines(sizes))
         size, read = sum(sizes.values()), decode_bytes(planned.model, part)
-        yield f"{part:<16}{format_size(size):>12}{format_size(read):>14}  {where}"
+        yield f"{part:<16}{format_size(size):>12}{format_size(read):>14}{gflops(planned.model, part):>15}  {where}"
+
+
+def gflops(model: Model, part: Part) -> str:
+    """Of the products with one token."""
+    return f"{part_flops(model, part, 1) / 1e9:.3g}"
 
 
 def where_lines(sizes: dict[str, int]) -> list[str]:

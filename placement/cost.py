@@ -28,6 +28,20 @@ def product_flops(tensor: Tensor) -> int:
     return 2 * tensor.weights
 
 
+def part_flops(model: Model, part: Part, tokens: int) -> int:
+    """Of a part's products with T tokens, each of which uses k of E routed experts. Attention over the cache is
+    `absorbed_flops` or `expanded_flops`; the embedding is looked up."""
+    tensors = model.by_part[part]
+    if part == "head" and model.tied:
+        tensors = model.by_part["embedding"]
+    elif part in ("embedding", "norms", "nextn", "other"):
+        return 0
+    flops = tokens * sum(product_flops(tensor) for tensor in tensors if len(tensor.shape) > 1)
+    if part == "routed experts":
+        return flops * model.dimensions.experts_used // model.dimensions.experts
+    return flops
+
+
 def decode_bytes(model: Model, part: Part) -> int:
     """Bytes that one decoded token reads of a part: all of it, but k of E experts, and a row of the embedding."""
     whole = part_bytes(model, part)

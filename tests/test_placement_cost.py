@@ -15,7 +15,7 @@ from placement.cost import (
     expanded_flops,
     pairs,
     part_bytes,
-    product_flops,
+    part_flops,
     touched_share,
 )
 from placement.machine import AttentionRate, LinearRate, Processor, VerbRate
@@ -32,11 +32,11 @@ def v3():
 
 
 def test_active_parameters(v3) -> None:
-    """37B of its 671B (arXiv 2412.19437, abstract), two FLOP each; the embedding is not multiplied."""
-    flops = {part: sum(product_flops(tensor) for tensor in v3.by_part[part]) for part in PARTS}
-    assert flops["routed experts"] * 8 / 256 == 2 * 58 * 8 * 3 * 7168 * 2048
-    dense = sum(flops[part] for part in PARTS if part not in ("routed experts", "nextn", "other"))
-    assert (dense + flops["routed experts"] * 8 / 256) / 2 == pytest.approx(37.5e9, rel=0.01)
+    """37B of its 671B (arXiv 2412.19437, abstract), two FLOP each but for the embedding, which is not multiplied."""
+    assert part_flops(v3, "routed experts", 1) == 2 * 58 * 8 * 3 * 7168 * 2048
+    multiplied = sum(part_flops(v3, part, 1) for part in PARTS) / 2
+    assert multiplied + V3.vocab_size * V3.hidden_size == pytest.approx(37.5e9, rel=0.01)
+    assert all(part_flops(v3, part, 512) == 512 * part_flops(v3, part, 1) for part in PARTS)
 
 
 def test_bytes(v3) -> None:
@@ -54,6 +54,7 @@ def test_a_tied_head_is_the_embedding_once_more() -> None:
     tied = replace(model, tensors=tuple(t for t in model.tensors if t.name != "output.weight"))
     assert tied.tied and not model.tied
     assert decode_bytes(tied, "head") == part_bytes(tied, "embedding")
+    assert part_flops(tied, "head", 3) == part_flops(model, "head", 3) > 0
 
 
 @pytest.mark.parametrize("tokens, share", [(1, 8 / 256), (32, 0.64), (128, 0.98)])
