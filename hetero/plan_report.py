@@ -165,7 +165,12 @@ def _why_mode(planned: Planned) -> str:
         return f"weights are read into memory: with cache and working memory {need} of {room} of DRAM"
     if planned.on_disk:
         return f"weights stay in the file (mmap): with cache and working memory {need} do not fit in {room} of DRAM"
-    return f"weights stay in the file (mmap), as asked; all {need} of them, cache and working memory fit in {room}"
+    if planned.plan.settings.mmap:
+        return f"weights stay in the file (mmap), as asked; all {need} of them, cache and working memory fit in {room}"
+    return (
+        f"weights stay in the file (mmap): with cache and working memory {need} fit in {room} of DRAM, but one node has"
+        " no room for the share that its threads read"
+    )
 
 
 def _why_gpu(planned: Planned) -> str:

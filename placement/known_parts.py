@@ -139,7 +139,7 @@ def describe(machine: Description) -> Machine:
     )
     memories = (*nodes, Memory(DISK, "disk", DISK_BYTES, machine.disk_bandwidth))
     cpu = _cpu(socket.name if socket else "CPU", cores, bandwidth, socket.isa if socket else "avx512")
-    name = f"{machine.sockets} x {cpu.description}, {cores} cores, {machine.memory / 2**30:.0f} GiB"
+    name = f"{machine.sockets} x {cpu.description}, {cores} core{'s' * (cores != 1)}, {machine.memory / 2**30:.0f} GiB"
     name += f" at {bandwidth / 1e9:.0f} GB/s"
     notes: tuple[str, ...] = ("described, not measured: rates of kernels are expectations",)
     if gpu is None:

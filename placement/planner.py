@@ -41,36 +41,38 @@ def make_plan(model: Model, machine: Machine, settings: Settings | None = None) 
     """The plan for these settings. Raises DoesNotFit with the nearest settings that do, or PlacementError."""
     resolved = resolve(model, machine, settings or Settings())
     try:
-        arrangement = arrange(model, machine, resolved)
+        found = _arrangements(model, machine, resolved)
     except DoesNotFit as error:
         remedy = error.remedy or alternatives(model, resolved, lambda *changed: _fits(changed[0], machine, changed[1]))
         remedy = remedy or "no smaller context or quantization would: free memory, or add some"
         raise DoesNotFit(error.found, error.limit, remedy) from None
-    plan = predicted(model, machine, resolved, arrangement)
-    if resolved.device == "auto" and resolved.gpu_experts is None and _uses_gpu(plan):
-        return _better(plan, model, machine, resolved)
-    return plan
+    return min((predicted(model, machine, resolved, one) for one in found), key=job_seconds)
 
 
 def _fits(model: Model, machine: Machine, settings: Settings) -> bool:
     try:
-        arrange(model, machine, settings)
+        _arrangements(model, machine, settings)
     except DoesNotFit:
         return False
     return True
 
 
-def _uses_gpu(plan: Plan) -> bool:
-    return any(one.place == GPU for one in plan.tensors)
-
-
-def _better(plan: Plan, model: Model, machine: Machine, settings: Settings) -> Plan:
-    """A GPU that would make `job_seconds` longer is left alone: few layers on it, each reached over PCIe."""
+def _arrangements(model: Model, machine: Machine, settings: Settings) -> list[Arrangement]:
+    """Those to choose from, one at least. A GPU may be left alone unless it was asked for: few layers on it, each
+    reached over PCIe, may make `job_seconds` longer; and beside it DRAM holds the activations of longer passes."""
+    if settings.device != "auto" or settings.gpu_experts is not None:
+        return [arrange(model, machine, settings)]
+    without = replace(settings, device="cpu")
     try:
-        without = predicted(model, machine, settings, arrange(model, machine, replace(settings, device="cpu")))
+        found = arrange(model, machine, settings)
     except DoesNotFit:
-        return plan
-    return min(plan, without, key=job_seconds)
+        return [arrange(model, machine, without)]
+    if not any(one.place == GPU for one in found.tensors):
+        return [found]
+    try:
+        return [found, arrange(model, machine, without)]
+    except DoesNotFit:
+        return [found]
 
 
 def job_seconds(plan: Plan) -> float:

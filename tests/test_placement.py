@@ -347,6 +347,7 @@ def test_a_plan_of_v3_takes_little_memory() -> None:
 
 def test_known_parts() -> None:
     """Bandwidths are those of the vendors' pages."""
+    assert "CPU, 1 core, 8 GiB" in describe(Description(memory=8 * GIB, memory_bandwidth=20e9, cores=1)).name
     channels = {name: socket.bandwidth / 1e9 for name, socket in SOCKETS.items()}
     assert channels["epyc-milan"] == channels["xeon-icelake"] == pytest.approx(204.8)
     assert channels["epyc-genoa"] == pytest.approx(460.8) and channels["xeon-sapphire-rapids"] == pytest.approx(307.2)

@@ -26,7 +26,7 @@ from hetero.gguf import open_gguf
 from hetero.plan_page import WIDTH, _scale, page
 from hetero.plan_report import describe as report
 from hetero.plan_request import PlanRequest, run_plan
-from hetero.planning import plan_to_run, this_machine, unmeasured_machine, with_free_memory
+from hetero.planning import Planned, plan_to_run, this_machine, unmeasured_machine, with_free_memory
 from hetero.saved_machine import Saved, fingerprint, write
 from placement import Description, Machine, Predictor, Settings, describe, make_plan, preset
 from placement.known_parts import DISK_BANDWIDTH
@@ -221,6 +221,18 @@ def test_the_table(run: Run) -> None:
         "--preset", "deepseek-v3:ud-q2_k_xl", "--gpu", "rtx-3090", "--memory", "200GB", "--socket", "epyc-milan"
     )[1]
     assert re.search(r"^disk .* GiB  read as they are used$", disk, re.MULTILINE) and "do not fit in" in disk
+
+
+def test_why_weights_stay_in_the_file_where_one_node_is_short() -> None:
+    """Nobody asked for it, and nothing comes from the disk."""
+    machine = describe(Description(memory=100 << 30, memory_bandwidth=100e9, cores=8, sockets=2))
+    first, second, disk = machine.memories
+    machine = replace(machine, memories=(first, replace(second, bytes=2 << 30), disk))
+    model = preset("deepseek-v2-lite:q4_k_m")
+    said = report(Planned(make_plan(model, machine), model, machine))
+    assert "but one node has no room for the share that its threads read" in said and "as asked" not in said
+    asked = Planned(make_plan(model, machine, Settings(mmap=True)), model, machine)
+    assert "(mmap), as asked; all " in report(asked)
 
 
 def test_what_others_published_stands_beside(run: Run, document, tmp_path: Path) -> None:
