@@ -23,7 +23,8 @@ from placement.machine import LinearRate
 
 Verb = Literal["linear", "heads", "experts", "mapped"]
 # Far more than the caches hold, and more than the page tables of which they hold: on a virtual machine experts in 128
-# MiB are read 8 to 10 % faster than those of a model, in 512 MiB or 4 GiB as fast. A sample reads one of the PARTS
+# MiB are read 8 to 10 % faster than those of a model, in 512 MiB or 4 GiB as fast. A sample reads one of the PARTS;
+# of one column everything, as long as the products of a token: short samples miss what interrupts a shared machine
 ROTATED_BYTES, LEAST_ROTATED, PARTS = 512 << 20, 64 << 20, 4
 # Tiles are of 8, 4, 2 and 1 columns, and weights pass once for each: 5 columns take much longer than 4, and 7 as long
 # as 8. Experts see every small number of columns, others seldom; absorbed attention alone, of few tokens, needs heads
@@ -79,7 +80,7 @@ class KernelRates:
         call = calls.bind(columns)
         every = [partial(call, i) for i in range(calls.number)]
         if columns <= RECORDED:
-            return self.stopwatch.time_recorded(self.pool, every, PARTS)
+            return self.stopwatch.time_recorded(self.pool, every, PARTS if columns > 1 else 1)
         return self.stopwatch.time_in_turn(every)
 
     def _linear(self, type: str, large: bool) -> Calls:
