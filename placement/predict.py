@@ -76,7 +76,9 @@ class Predictor:
         self._uses_gpu = machine.gpu is not None and GPU in self.layout.mla
         mapped = bool(settings.mmap) or any(work.disk_bytes for work in self.layout.products.values())
         self._rearranged = not mapped if rearranged is None else rearranged
-        self._stretch = {kind: self._stretched(work) for kind, work in self.layout.products.items()}
+        # Pages of a mapped file lie wherever there was room: they are not cut over the nodes
+        cut = self._rearranged
+        self._stretch = {kind: self._stretched(work) if cut else 1.0 for kind, work in self.layout.products.items()}
 
     def _stretched(self, work: Products) -> float:
         """How much longer reading takes than if each node held as much as it can read in the same time: the longest of
