@@ -34,7 +34,6 @@ from cpu_kernels import write_cache
 from hetero import RunConfig, load
 from hetero.cpu_rates import measure_cpu
 from hetero.engine import Engine
-from hetero.planning import model_of
 from hetero.probe import read_bandwidth
 from hetero.sampler import Sampling
 from hetero.stopwatch import Stopwatch
@@ -130,7 +129,7 @@ def loaded(case: str, options: argparse.Namespace) -> Loaded:
     run = RunConfig(context=CONTEXT, threads=options.threads, kv=options.kv)
     if case in FILES:
         engine, _ = load(getattr(options, case), run)
-        return Loaded.of(engine, model_of(engine.file, engine.config))
+        return Loaded.of(engine, engine.planned.model)
     name, _, layers = case.rpartition("/")
     made = make_slice(name, int(layers), run, CONTEXT)
     return Loaded.of(load_slice(made, run), made.model)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import Any, Literal
 
@@ -139,7 +140,7 @@ def _contestants(what: Bench, run: RunConfig, made: Slice | None) -> dict[str, S
     settings = (what.model, run.context, run.kv, run.threads)
     starts: dict[str, Start] = {"hetero": lambda: Apart("hetero", what.model, run)}
     for name, rearranged in VARIANTS.items():
-        starts[name] = lambda rearranged=rearranged: Apart(LLAMA_CPP, *settings, rearranged)  # type: ignore[misc]
+        starts[name] = partial(Apart, LLAMA_CPP, *settings, rearranged)
     return starts
 
 

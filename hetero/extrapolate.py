@@ -5,7 +5,7 @@ token is decoded. In a slice that would leave out a layer in four or two: here a
 last and shares the weights of the first, so all its own are passed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
 from time import perf_counter
@@ -61,13 +61,13 @@ class SyntheticHetero(Hetero):
         self.touched = dict[str, Any]()
         self.decode([0], 1)
 
-    def prefill(self, ids: list[int]) -> float:  # type: ignore[override]
+    def prefill(self, ids: Sequence[int]) -> float:
         speed = super().prefill(ids)
         if not self.made.is_whole and len(ids) > 1:
-            self.prefilled.append(self._prefill_times(ids[:-1]))
+            self.prefilled.append(self._prefill_times(list(ids[:-1])))
         return speed
 
-    def parts(self, ids: list[int]) -> dict[str, float]:  # type: ignore[override]
+    def parts(self, ids: Sequence[int]) -> dict[str, float]:
         depth, cache, layers = len(ids) - 1, self.engine.cache, len(self.made.layers)
         self.decode(ids, 0)
         steps = min(STEPS, self.engine.context - depth)

@@ -23,8 +23,7 @@ from placement.machine import LinearRate
 
 Verb = Literal["linear", "heads", "experts", "mapped"]
 # Far more than the caches hold, and more than the page tables of which they hold: on a virtual machine experts in 128
-# MiB are read 8 to 10 % faster than those of a model, in 512 MiB or 4 GiB as fast. A sample reads one of the PARTS;
-# of one column everything, as long as the products of a token: short samples miss what interrupts a shared machine
+# MiB are read 8 to 10 % faster than those of a model, in 512 MiB or 4 GiB as fast. A sample reads one of the PARTS
 ROTATED_BYTES, LEAST_ROTATED, PARTS = 512 << 20, 64 << 20, 4
 # Tiles are of 8, 4, 2 and 1 columns, and weights pass once for each: 5 columns take much longer than 4, and 7 as long
 # as 8. Experts see every small number of columns, others seldom; absorbed attention alone, of few tokens, needs heads
@@ -34,6 +33,9 @@ VERB_COLUMNS = {
     "heads": (1, 8, 64),
     "mapped": (1, 8, 64),  # "linear" with weights as they are in the file
 }
+# A model's bytes are theirs, and decoding is one column: a sample reads everything, as long as the products of a token
+# (a short one misses what interrupts a shared machine), three times, some time apart
+MATTER = "experts", "linear"
 MOST_COLUMNS, RECORDED = 256, 8
 # Values of a row: so many that 256 columns do not fit into a core's own cache, as in a model. Rows of an expert's gate
 WIDTH, HIDDEN = 4096, 2048
@@ -65,22 +67,23 @@ class KernelRates:
         make = {"linear": self._linear, "heads": self._heads, "experts": self._experts, "mapped": self._mapped}[verb]
         _, values, size = QUANT[type]
         large, small = make(type, True), make(type, False)
-        seconds = {columns: self._time(large, columns) for columns in VERB_COLUMNS[verb] if columns <= self.most}
-        again = self._time(large, 1)
+        parts, again = (1, 2) if verb in MATTER else (PARTS, 0)
+        one = [self._time(large, 1, parts)]
+        many = {columns: self._time(large, columns) for columns in VERB_COLUMNS[verb][1:] if columns <= self.most}
         few = self._time(small, 1)
-        # one column three times, some time apart: decoding is nothing else, and a shared machine drifts
-        seconds[1] = median((seconds[1], again, self._time(large, 1)))
+        one += [self._time(large, 1, parts) for _ in range(again)]
+        seconds = {1: median(one), **many}
         each = (seconds[1] - few) / (large.weights - small.weights)
         each = max(each, seconds[1] / large.weights / 4)  # whatever the noise: a large call takes longer
         call = max(0.0, few - small.weights * each)
         flops = tuple((c, 2 * c * large.weights / (spent - min(call, spent / 2))) for c, spent in seconds.items())
         return LinearRate(verb, type, size / values, call, flops)
 
-    def _time(self, calls: Calls, columns: int) -> float:
+    def _time(self, calls: Calls, columns: int, parts: int = PARTS) -> float:
         call = calls.bind(columns)
         every = [partial(call, i) for i in range(calls.number)]
         if columns <= RECORDED:
-            return self.stopwatch.time_recorded(self.pool, every, PARTS if columns > 1 else 1)
+            return self.stopwatch.time_recorded(self.pool, every, parts)
         return self.stopwatch.time_in_turn(every)
 
     def _linear(self, type: str, large: bool) -> Calls:

@@ -179,7 +179,7 @@ def measured_machine(request: PlanRequest, model: Model, notice: Notice) -> Mach
     machine = this_machine(threads, request.model)
     known = {rate.type for rate in machine.cpu.linear} if machine.measured else set()
     if request.refresh or not types <= known or kv not in {rate.kv for rate in machine.cpu.attention}:
-        notice("measuring this machine, which is kept for later: about a second for each type of weights")
+        notice("measuring this machine, which is kept for later: about 3 seconds for each type of weights")
         machine = probe(threads, types, kv=[kv], path=request.model, refresh=request.refresh)
     if machine.vram is None and request.gpu_memory is not None:
         raise RequestError("--gpu-memory", "no GPU is used here", "describe one: add --gpu rtx-4090 and --memory")

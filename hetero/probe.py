@@ -78,7 +78,7 @@ def probe(
     """This machine, with rates for weights and caches of these types. What was measured before is taken from a file in
     the user's cache directory, unless `refresh`: then everything is measured anew.
 
-    `pool`: or a number of threads, None for the default. `path`: a file whose disk is read. A type takes about 1 s, the
+    `pool`: or a number of threads, None for the default. `path`: a file whose disk is read. A type takes about 3 s, the
     rest 2 s. The memory of the machine that is returned is what is free now.
     """
     from cpu_kernels import Pool

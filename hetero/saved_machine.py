@@ -197,11 +197,3 @@ def cpu_name() -> str:
             return next(names, platform.machine())
     except OSError:
         return platform.machine()
-
-
-def saved_machine(threads: int | None = None) -> Machine | None:
-    """This machine as hetero.probe measured it last, with all of its memory; None where it did not."""
-    from cpu_kernels.topology import default_threads
-
-    saved = read(fingerprint(threads or default_threads()))
-    return None if saved is None else saved.machine

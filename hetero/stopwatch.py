@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Stopwatch:
     """`seconds` for each figure, but at least `samples` samples, of which the median counts."""
 
-    seconds: float = 0.04
+    seconds: float = 0.02
     samples: int = 3
     clock: Callable[[], float] = perf_counter
 

@@ -130,17 +130,18 @@ def _small_verbs(pool: Pool) -> list[tuple[SmallVerb, int, Callable[[int], Calla
 
     def bind_route(tokens: int) -> Callable[[], object]:
         logits, bias = normal(tokens, EXPERTS), normal(EXPERTS)
-        groups = {"groups": 1, "groups_used": 1, "group_score": "top2"}
         return partial(
             route,
             pool,
             logits,
             bias,
             used=USED,
+            groups=1,
+            groups_used=1,
             gating="sigmoid",
+            group_score="top2",
             normalize=True,
             scale=1.0,
-            **groups,  # type: ignore
         )
 
     return [

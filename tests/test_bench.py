@@ -109,9 +109,10 @@ def test_document(calls: list[tuple[Any, ...]]) -> None:
 def test_text_has_the_ceiling_first(calls: list[tuple[Any, ...]]) -> None:
     text = describe(run_bench(Bench(DEMO, depth=30), RunConfig(), Screen()))
     assert text.index("ceiling") < text.index("measured")
-    speed, share = re.search(r"measured +([\d.]+) tok/s +(\d+)% of the ceiling", text).groups()  # type: ignore[union-attr]
-    ceiling = float(re.search(r"ceiling +([\d.]+) tok/s", text)[1])  # type: ignore[index]
-    assert float(speed) == 80 and round(8000 / ceiling) == int(share)
+    measured = re.search(r"measured +([\d.]+) tok/s +(\d+)% of the ceiling", text)
+    ceiling = re.search(r"ceiling +([\d.]+) tok/s", text)
+    assert measured is not None and ceiling is not None
+    assert float(measured[1]) == 80 and round(8000 / float(ceiling[1])) == int(measured[2])
     assert "44.0 tok/s  -45% (hetero plan)" in text and "300.0 tok/s  -25% (hetero plan)" in text
     assert "attention 20%" in text and "of 10.0 ms" in text and "llama.cpp" not in text
 

@@ -37,6 +37,12 @@ from tests.test_imports import ROWS
 QUICK = Stopwatch(seconds=0.0, samples=1)
 
 
+def saved(threads: int = 2) -> Machine:
+    found = saved_machine.read(saved_machine.fingerprint(threads))
+    assert found is not None
+    return found.machine
+
+
 class Clock:
     """A clock that only calls move."""
 
@@ -218,7 +224,7 @@ def test_probe_measures_once(pool: Pool, monkeypatch: pytest.MonkeyPatch, cache:
     asked.clear()
     again = probe.probe(pool, ["Q4_K"])
     assert not asked and again.processors == first.processors
-    assert again.dram_bytes <= saved_machine.saved_machine(2).dram_bytes  # type: ignore[union-attr]
+    assert again.dram_bytes <= saved().dram_bytes
     assert probe.probe(pool, ["Q4_K"], refresh=True).processors == first.processors and "verbs" in asked
     (file,) = cache.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600 and cache.stat().st_mode & 0o777 == 0o700
@@ -256,7 +262,7 @@ def test_a_damaged_file_is_measured_anew(pool: Pool, monkeypatch: pytest.MonkeyP
     file.write_bytes(content)
     asked.clear()
     probe.probe(pool, ["Q4_K"])
-    assert "verbs" in asked and saved_machine.saved_machine(2) is not None
+    assert "verbs" in asked and saved().measured
 
 
 def test_values_that_cannot_be_are_measured_anew(pool: Pool, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
