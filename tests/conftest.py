@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.gpu_interpreter import (  # noqa: F401  hooks
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_runtest_protocol,
+)
 from tests.model_files import write
 from tests.model_shapes import SHAPES
 
