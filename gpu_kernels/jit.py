@@ -5,6 +5,7 @@ are declared all the same and never run: the twins and the weights' layout need 
 `Device.interpreter` say what to install.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 triton: Any
@@ -24,6 +25,9 @@ class _Absent:
         if name.startswith("__"):
             raise AttributeError(name)
         return _Absent
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
 
 
 def _undecorated(function=None, **options):
@@ -48,3 +52,32 @@ def cdiv(count: int, size: int) -> int:
 def next_power_of_2(count: int) -> int:
     """The smallest power of two >= count: what tl.arange wants."""
     return 1 << max(0, count - 1).bit_length()
+
+
+def compile_kernel(
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    divisible: Collection[str],
+    capability: int,
+    warps: int,
+    stages: int,
+) -> Any:
+    """Compile for a GPU that need not be there -> Triton's CompiledKernel: `.asm["ptx"]`, `.asm["cubin"]`, `.metadata`.
+
+    `types`: of the parameters that are passed ("*fp32", "i32", ...); `constants`: values of all others; `divisible`:
+    names of the parameters, addresses or ints, that divide by 16. Triton's driver and launcher stay out of it: they
+    would want a C compiler and the headers of CUDA and Python on the user's machine.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    source = ASTSource(
+        fn=kernel,
+        signature={name: types.get(name, "constexpr") for name in names},
+        constexprs=constants,
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in divisible},
+    )
+    options = {"num_warps": warps, "num_stages": stages}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

@@ -1,0 +1,80 @@
+"""What a kernel is declared to take, and the types of what a launch passes."""
+
+import inspect
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.int16: "*i16",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.bool: "*i1",
+}
+INT32, INT64 = 1 << 31, 1 << 63
+
+
+class Parameters(NamedTuple):
+    """`passed` at each launch, in order; `constants` compiled in, with their defaults; `varying`: ints and addresses
+    whose divisibility makes no kernel of its own (Triton's do_not_specialize)."""
+
+    kernel: str
+    passed: tuple[str, ...]
+    constants: dict[str, Any]
+    varying: frozenset[str]
+
+    @classmethod
+    def of(cls, kernel: Any) -> Self:
+        declared = inspect.signature(kernel.fn).parameters
+        constants = {name: each.default for name, each in declared.items() if "constexpr" in str(each.annotation)}
+        marked = [each for each in getattr(kernel, "params", ()) if each.do_not_specialize]
+        marked += [each for each in getattr(kernel, "params", ()) if each.do_not_specialize_on_alignment]
+        passed = tuple(name for name in declared if name not in constants)
+        return cls(kernel.fn.__name__, passed, constants, frozenset(each.name for each in marked))
+
+    def bind(self, args: Sequence[Any], constants: dict[str, Any]) -> dict[str, Any]:
+        """All parameters by name, defaults filled in. TypeError if some lack or are too many."""
+        if len(args) != len(self.passed):
+            raise TypeError(f"{self.kernel}: {len(args)} arguments for the parameters {', '.join(self.passed)}")
+        if unknown := constants.keys() - self.constants.keys():
+            raise TypeError(f"{self.kernel} has no constexpr {', '.join(sorted(unknown))}")
+        bound = self.constants | constants
+        if lacking := [name for name, value in bound.items() if value is inspect.Parameter.empty]:
+            raise TypeError(f"{self.kernel} lacks a value of {', '.join(lacking)}")
+        for name, arg in zip(self.passed, args, strict=True):
+            type_of(f"{name} of {self.kernel}", arg)
+            # the interpreter would go on with what float32 cannot hold
+            bound[name] = struct.unpack("f", struct.pack("f", arg))[0] if type(arg) is float else arg
+        return bound
+
+
+def type_of(name: str, arg: Any) -> str | None:
+    """Triton's type of a kernel's parameter that gets `arg`; None for None, which is compiled in."""
+    if arg is None:
+        return None
+    if isinstance(arg, torch.Tensor):
+        if arg.dtype not in POINTERS:
+            raise TypeError(f"{name}: no kernel reads {arg.dtype}")
+        return POINTERS[arg.dtype]
+    if type(arg) is int:
+        if not -INT64 <= arg < INT64:
+            raise ValueError(f"{name}: {arg} does not fit int64")
+        return "i32" if -INT32 <= arg < INT32 else "i64"
+    if type(arg) in (float, bool):
+        return "fp32" if type(arg) is float else "i1"
+    raise TypeError(f"{name}: {type(arg).__name__}; a tensor, int, float, bool or None is expected")
+
+
+def divides(arg: Any) -> bool:
+    """Whether an address or int is a multiple of 16: what the compiler may rely on for wide loads."""
+    if isinstance(arg, torch.Tensor):
+        return arg.data_ptr() % 16 == 0
+    return type(arg) is int and arg % 16 == 0

@@ -1,0 +1,40 @@
+"""Every kernel compiled for the GPUs it is meant for, and held to its budgets: see tests/gpu_compile.py."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from gpu_kernels.compiled import check_metadata, letters, scratch_pointers
+from tests.gpu_compile import CAPABILITIES, SHARED_LIMIT, Binary, Case, cases, compiled, compiled_by_other, modules
+
+LISTED = [pytest.param(module, name, id=f"{module[6:]}: {name}") for module in modules() for name in cases(module)]
+
+
+def hold(case: Case, binary: Binary) -> None:
+    """The budgets of `case`."""
+    limit = min(case.shared, SHARED_LIMIT[binary.capability])
+    check_metadata(binary.name, SimpleNamespace(**binary.metadata), limit)
+    assert binary.spilled == 0, f"{binary.spilled} bytes a thread spilled, {binary.registers} registers"
+    assert binary.registers <= case.registers
+    scratch = scratch_pointers(binary.name, binary.ptx, letters([*case.types.values()]))
+    assert scratch == 2  # as of Triton 3.6: global scratch, profile scratch
+    for pattern, least in case.contains.items():
+        assert binary.count(pattern) >= least, f"{pattern} in the assembly of {case.name}"
+    for pattern in case.lacks:
+        assert binary.count(pattern) == 0, f"{pattern} in the assembly of {case.name}"
+
+
+@pytest.mark.parametrize("capability", [89, 90])
+@pytest.mark.parametrize(("module", "name"), LISTED)
+def test_budgets(module: str, name: str, capability: int) -> None:
+    case = cases(module)[name]
+    hold(case, compiled(case, capability))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(("module", "name"), LISTED)
+def test_budgets_everywhere(module: str, name: str, capability: int) -> None:
+    case = cases(module)[name]
+    hold(case, compiled(case, capability))
+    hold(case, compiled_by_other(module, capability)[name])
