@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
-from .driver import DYNAMIC_SHARED_BYTES, SHARED_CARVEOUT, STATIC_SHARED_BYTES, Driver
+from .driver import DYNAMIC_SHARED_BYTES, INVALID_CONTEXT, SHARED_CARVEOUT, STATIC_SHARED_BYTES, Driver
 from .errors import GpuError
 
-_INVALID_CONTEXT = 201
 _ORDINARY_SHARED_BYTES = 48 * 1024  # more has to be asked for
 
 # Triton's name of a scalar -> struct's letter. Pointers ("*fp32") are Q.
@@ -91,7 +90,7 @@ class Compiled:
     def launch(self, grid: tuple[int, int, int], stream: int, values: list[Any]) -> None:
         """Put the kernel into `stream`. The driver copies the arguments before it returns."""
         status = self._put(grid, stream, values)
-        if status == _INVALID_CONTEXT:  # a thread of Python's that has not used the GPU yet
+        if status == INVALID_CONTEXT:  # a thread of Python's that has not used the GPU yet
             self._driver.use_context(self._index)
             status = self._put(grid, stream, values)
         if status:

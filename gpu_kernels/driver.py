@@ -14,15 +14,13 @@ from .errors import GpuError
 
 _DEVICE_POINTER = 3  # CU_POINTER_ATTRIBUTE_DEVICE_POINTER
 _PORTABLE_MAPPED = 1 | 2  # CU_MEMHOSTREGISTER_PORTABLE | DEVICEMAP
-_INVALID_CONTEXT, _NOT_READY = 201, 600
+INVALID_CONTEXT, _NOT_READY = 201, 600  # CUresult
 
-# CUdevice_attribute
-MULTIPROCESSORS, SHARED_BYTES_PER_BLOCK = 16, 97
-# CUfunction_attribute
-STATIC_SHARED_BYTES, LOCAL_BYTES, REGISTERS, DYNAMIC_SHARED_BYTES, SHARED_CARVEOUT = 1, 3, 4, 8, 9
+SHARED_BYTES_PER_BLOCK = 97  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+STATIC_SHARED_BYTES, DYNAMIC_SHARED_BYTES, SHARED_CARVEOUT = 1, 8, 9  # CUfunction_attribute
 
 # name: types of its arguments; every one returns a CUresult
-_CALLS: dict[str, list[Any]] = {
+CALLS: dict[str, list[Any]] = {
     "cuInit": [c_uint],
     "cuDriverGetVersion": [POINTER(c_int)],
     "cuGetErrorName": [c_int, POINTER(c_char_p)],
@@ -91,7 +89,7 @@ class Driver:
     def __init__(self, library: Any):
         """`library`: an object with the calls as attributes, each callable with the C arguments."""
         self._library = library
-        for name, types in _CALLS.items():
+        for name, types in CALLS.items():
             call = getattr(library, name, None)
             if call is None:
                 raise GpuError(f"libcuda lacks {name}", "CUDA 12 is needed", "update the NVIDIA driver")
