@@ -38,7 +38,7 @@ class Device:
         self.index = torch_device.index or 0
         self.sealed = False  # True: a kernel that is not loaded yet is an error, since loading may wait for the GPU
         self._interprets = False
-        self._stream, self._capturing = stream, capturing
+        self.stream, self._capturing = stream, capturing  # stream(): handle of the current one
         self._by_call: dict[tuple, Compiled] = {}
         self._by_kernel: dict[tuple, Compiled] = {}  # several forms of a call may share a kernel
         self._lock = Lock()
@@ -128,7 +128,7 @@ class Device:
         compiled = self._by_call.get(key)
         if compiled is None:
             compiled = self._by_call[key] = self._find(kernel, args, warps, stages, constants)
-        compiled.launch((x, y, z), self._stream(), values)
+        compiled.launch((x, y, z), self.stream(), values)
 
     def _interpret(self, kernel: Any, grid: tuple[int, int, int], args: tuple, constants: dict[str, Any]) -> None:
         if not self._interprets:
