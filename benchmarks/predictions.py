@@ -5,9 +5,9 @@
 Each model is loaded once. In every round each figure is measured between two probes of the kernels that count for it
 (hetero.cpu_rates: on weights of their own, in matrices of their own size, never a layer of the model), because a shared
 machine drifts, within seconds by a factor of two; it is compared with what follows from the mean of their rates. What
-counts is the median of the rounds' ratios of predicted to measured tokens/s. Measured are medians too: of DECODED
-tokens, after WARM others, because memory that was not read for some seconds is slow at first on a virtual machine; of
-REPEATED prompts. For decoding after 4096 tokens the cache is filled with random values, not by a prompt.
+counts is the median of the rounds' ratios of predicted to measured tokens/s. Measured are medians too, because memory
+that was not read for some seconds is slow at first on a virtual machine: of DECODED tokens, after WARM others; of
+REPEATED prompts, 3 or more, so that the first one does not count. For decoding after 4096 tokens the cache is filled with random values, not by a prompt.
 
 A name with a slash is a synthetic model: a preset, and how many of its layers with experts (hetero.synthetic).
 The table goes to stderr; the results of each model take the place of its earlier ones in --into as soon as they are
@@ -46,7 +46,7 @@ FILES = ("lite", "slice")
 PRESETS = {"q2_k": (1, 2, 3), "q4_k_m": (1, 2), "q8_0": (1,)}
 CASES = (*FILES, *(f"deepseek-v3:{type}/{layers}" for type, counts in PRESETS.items() for layers in counts))
 DEPTHS, PROMPTS, CONTEXT = (0, 4096), (64, 512), 4192
-DECODED, WARM, REPEATED = 32, 16, {64: 5, 512: 2}  # tokens; prompts
+DECODED, WARM, REPEATED = 32, 16, {64: 5, 512: 3}  # tokens; prompts
 ENOUGH = 1 << 45  # bytes of a memory that is never the limit
 LIMIT = 0.15
 
