@@ -7,7 +7,8 @@ Each model is loaded once. In every round each figure is measured between two pr
 machine drifts, within seconds by a factor of two; it is compared with what follows from the mean of their rates. What
 counts is the median of the rounds' ratios of predicted to measured tokens/s. Measured are medians too, because memory
 that was not read for some seconds is slow at first on a virtual machine: of DECODED tokens, after WARM others; of
-REPEATED prompts, 3 or more, so that the first one does not count. For decoding after 4096 tokens the cache is filled with random values, not by a prompt.
+REPEATED prompts, 3 or more, so that the first one does not count. For decoding after 4096 tokens the cache is filled
+with random values, not by a prompt.
 
 A name with a slash is a synthetic model: a preset, and how many of its layers with experts (hetero.synthetic).
 The table goes to stderr; the results of each model take the place of its earlier ones in --into as soon as they are
