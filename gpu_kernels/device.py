@@ -33,12 +33,12 @@ class Device:
         stream: Callable[[], int] = int,
         capturing: Callable[[], bool] = bool,
     ):
-        """`sms`: multiprocessors; `stream`: -> the handle of torch's current one. Use cuda, interpreter or plain."""
+        """`sms`: multiprocessors; `stream()`: the handle of torch's current one. Use cuda, interpreter or plain."""
         self.torch_device, self.driver, self.capability, self.sms = torch_device, driver, capability, sms
         self.index = torch_device.index or 0
         self.sealed = False  # True: a kernel that is not loaded yet is an error, since loading may wait for the GPU
         self._interprets = False
-        self.stream, self._capturing = stream, capturing  # stream(): handle of the current one
+        self.stream, self._capturing = stream, capturing
         self._by_call: dict[tuple, Compiled] = {}
         self._by_kernel: dict[tuple, Compiled] = {}  # several forms of a call may share a kernel
         self._lock = Lock()
@@ -66,7 +66,7 @@ class Device:
         torch.empty(1, device="cuda")  # makes the context
         driver.use_context(index)
         sms = torch.cuda.get_device_properties(index).multi_processor_count
-        stream = partial(torch._C._cuda_getCurrentRawStream, index)  # type: ignore[attr-defined]  # 20 x current_stream
+        stream = partial(torch._C._cuda_getCurrentRawStream, index)  # current_stream() makes two objects each time
         capturing = torch.cuda.is_current_stream_capturing
         return cls(torch.device("cuda", index), driver, 10 * major + minor, sms, stream, capturing)
 
