@@ -35,10 +35,11 @@ class Parameters(NamedTuple):
     def of(cls, kernel: Any) -> Self:
         declared = inspect.signature(kernel.fn).parameters
         constants = {name: each.default for name, each in declared.items() if "constexpr" in str(each.annotation)}
-        marked = [each for each in getattr(kernel, "params", ()) if each.do_not_specialize]
-        marked += [each for each in getattr(kernel, "params", ()) if each.do_not_specialize_on_alignment]
         passed = tuple(name for name in declared if name not in constants)
-        return cls(kernel.fn.__name__, passed, constants, frozenset(each.name for each in marked))
+        marked = {*getattr(kernel, "do_not_specialize", ()), *getattr(kernel, "do_not_specialize_on_alignment", ())}
+        if unknown := marked - {*passed}:  # Triton would not say
+            raise TypeError(f"{kernel.fn.__name__}: do_not_specialize of {unknown}; it has {', '.join(passed)}")
+        return cls(kernel.fn.__name__, passed, constants, frozenset(marked))
 
     def bind(self, args: Sequence[Any], constants: dict[str, Any]) -> dict[str, Any]:
         """All parameters by name, defaults filled in. TypeError if some lack or are too many."""

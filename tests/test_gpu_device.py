@@ -14,6 +14,7 @@ from gpu_kernels import GpuError
 from gpu_kernels.compiled import scratch_pointers
 from gpu_kernels.device import Device
 from gpu_kernels.driver import Driver
+from gpu_kernels.jit import jit
 from tests.axpy import axpy, axpy_kernel
 from tests.fake_cuda import FakeCuda
 from tests.gpu_compile import Case, compiled
@@ -230,6 +231,9 @@ def test_arguments_that_no_kernel_takes(device: Device) -> None:
         device.launch(axpy_kernel, (1,), x, x, None, 8, 8, 0, 1.0, False)
     with pytest.raises(GpuError, match="axpy_kernel does not compile for sm_89 with Triton 3"):
         device.launch(axpy_kernel, (1,), x, x, None, 8, 8, 0, 1.0, False, BLOCK=7)  # tl.arange wants a power of two
+    misnamed = jit(do_not_specialize=["cuont"])(axpy_kernel.fn)
+    with pytest.raises(TypeError, match=r"axpy_kernel: do_not_specialize of \{'cuont'\}; it has x, y, bias, count"):
+        device.launch(misnamed, (1,), x, x, None, 8, 8, 0, 1.0, False, BLOCK=8)
     assert device.compiled == 0
 
 
