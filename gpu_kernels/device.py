@@ -106,7 +106,8 @@ class Device:
         x, y, z = (*grid, 1, 1)[:3]
         if not (0 < x < INT32 and 0 < y < 65536 and 0 < z < 65536 and len(grid) < 4):
             raise ValueError(f"launch: grid {grid}; 1 to {INT32 - 1}, 65535, 65535 is possible")
-        if self.driver is None:
+        driver = self.driver
+        if driver is None:
             return self._interpret(kernel, (x, y, z), args, constants)
         values: list[Any] = []
         traits: list[Any] = []
@@ -121,13 +122,13 @@ class Device:
             elif arg is None:
                 traits.append(None)
             else:
-                address = arg.data_ptr() if arg.is_cuda else self.driver.device_address(arg.data_ptr())
+                address = arg.data_ptr() if arg.is_cuda else driver.device_address(arg.data_ptr())
                 traits += (arg.dtype, address % 16 == 0)
                 values.append(address)
         key = (id(kernel), warps, stages, tuple(constants.items()), tuple(traits))
         compiled = self._by_call.get(key)
         if compiled is None:
-            compiled = self._by_call[key] = self._find(kernel, args, warps, stages, constants)
+            compiled = self._by_call[key] = self._find(driver, kernel, args, (warps, stages), constants)
         compiled.launch((x, y, z), self.stream(), values)
 
     def _interpret(self, kernel: Any, grid: tuple[int, int, int], args: tuple, constants: dict[str, Any]) -> None:
@@ -139,7 +140,9 @@ class Device:
                 raise ValueError(f"launch: {name} of {kernel.__name__} lies on {arg.device}")
         kernel[grid](**bound)
 
-    def _find(self, kernel: Any, args: tuple, warps: int, stages: int, constants: dict[str, Any]) -> Compiled:
+    def _find(
+        self, driver: Driver, kernel: Any, args: tuple, how: tuple[int, int], constants: dict[str, Any]
+    ) -> Compiled:
         """The loaded kernel for such a call, compiled if there is none yet."""
         parameters = Parameters.of(kernel)
         bound = parameters.bind(args, constants)
@@ -150,13 +153,13 @@ class Device:
                 if name not in parameters.varying and divides(arg):
                     divisible.append(name)
         compiled_in = {name: value for name, value in bound.items() if name not in types}
-        key = (id(kernel), warps, stages, *sorted(compiled_in.items()), *types.items(), *divisible)
+        key = (id(kernel), *how, *sorted(compiled_in.items()), *types.items(), *divisible)
         with self._lock:
             if key not in self._by_kernel:
                 self._refuse_late(parameters.kernel)
-                binary = self._compile(kernel, types, compiled_in, divisible, warps, stages)
+                binary = self._compile(kernel, types, compiled_in, divisible, how)
                 passed = [*types.values()]
-                self._by_kernel[key] = Compiled(self.driver, self.index, kernel, binary, passed, self._shared_limit)
+                self._by_kernel[key] = Compiled(driver, self.index, kernel, binary, passed, self._shared_limit)
             return self._by_kernel[key]
 
     def _refuse_late(self, name: str) -> None:
@@ -173,11 +176,10 @@ class Device:
         types: dict[str, str],
         constants: dict[str, Any],
         divisible: Collection[str],
-        warps: int,
-        stages: int,
+        how: tuple[int, int],
     ) -> Any:
         try:
-            return compile_kernel(kernel, types, constants, divisible, self.capability, warps, stages)
+            return compile_kernel(kernel, types, constants, divisible, self.capability, *how)
         except Exception as error:  # whatever the compiler and its tools raise
             found = f"{kernel.__name__} does not compile for sm_{self.capability} with Triton {VERSION}: {error}"
             raise GpuError(found, "Triton 3.6 and 3.7 are known to do", "report it with this message") from error

@@ -6,11 +6,11 @@ are declared all the same and never run: the twins and the weights' layout need 
 """
 
 from collections.abc import Collection
+from importlib import import_module
 from typing import Any
 
-triton: Any
 try:
-    import triton
+    triton: Any = import_module("triton")
 except ImportError:
     triton = None
 

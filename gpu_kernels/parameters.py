@@ -52,8 +52,10 @@ class Parameters(NamedTuple):
             raise TypeError(f"{self.kernel} lacks a value of {', '.join(lacking)}")
         for name, arg in zip(self.passed, args, strict=True):
             type_of(f"{name} of {self.kernel}", arg)
-            # the interpreter would go on with what float32 cannot hold
-            bound[name] = struct.unpack("f", struct.pack("f", arg))[0] if type(arg) is float else arg
+            # For the interpreter: it would compute in float64 where float32 is passed, and takes no bool.
+            if type(arg) is float:
+                arg = struct.unpack("f", struct.pack("f", arg))[0]
+            bound[name] = int(arg) if type(arg) is bool else arg
         return bound
 
 

@@ -67,7 +67,7 @@ def test_every_kind_of_argument_is_packed(device: Device, library: FakeCuda) -> 
     assert seen == [*addresses, 1500, -(1 << 40) - 1, -3, minus_tenth, True, 0, 0]
     [[function, *launch]] = library.called("cuLaunchKernel")
     assert function == 0x2000
-    assert launch[:7] == [2, 1, 1, 128, 1, 1, 0]  # grid, four warps, no shared memory
+    assert launch[:7] == [2, 1, 1, 128, 1, 1, compiled(CASES[0], 89).shared]  # grid, four warps, shared memory
     assert launch[7] == STREAM and launch[9] is None
     [[_, module, name]] = library.called("cuModuleGetFunction")
     assert (module, name) == (0x1000, b"axpy_kernel")
@@ -99,7 +99,8 @@ def test_what_makes_another_kernel(device: Device, library: FakeCuda) -> None:
     assert loaded(1.0, x.half(), y) == 1, "another type"
     assert loaded(1.0, x, y, far=5) == 1, "int32 in the place of int64"
     assert loaded(1.0, x, y, y) == 1, "a tensor in the place of None"
-    assert loaded(1.0, x, y, TWICE=True) == 1 == loaded(1.0, x, y, TWICE=False), "constants"
+    assert loaded(1.0, x, y, TWICE=True) == 1, "a constant"
+    assert loaded(1.0, x, y, TWICE=False) == 0, "the constant's default"
     assert loaded(1.0, x, y, warps=8) == 1, "warps"
     assert library.called("cuLaunchKernel")[-1][4] == 256
     assert loaded(3.5, x, y) == 0, "the first, again"

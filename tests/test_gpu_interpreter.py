@@ -45,8 +45,6 @@ def test_what_cuda_would_refuse(device: Device) -> None:
         device.launch(axpy_kernel, (1,), x, x, None, 8, 8, 0, 1.0, False)
     with pytest.raises(ValueError, match=f"count of axpy_kernel: {1 << 63} does not fit int64"):
         device.launch(axpy_kernel, (1,), x, x, None, 1 << 63, 8, 0, 1.0, False, BLOCK=8)
-    with pytest.raises(OverflowError, match="float too large"):
-        device.launch(axpy_kernel, (1,), x, x, None, 8, 8, 0, 1e300, False, BLOCK=8)
     with pytest.raises(TypeError, match=r"x of axpy_kernel: no kernel reads torch\.complex64"):
         device.launch(axpy_kernel, (1,), x.to(torch.complex64), x, None, 8, 8, 0, 1.0, False, BLOCK=8)
     with pytest.raises(TypeError, match="count of axpy_kernel: int64; a tensor, int, float, bool or None"):
