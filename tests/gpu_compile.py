@@ -140,14 +140,15 @@ def other_triton() -> Path:
 
 
 @functools.cache
-def compiled_by_other(module: str, capability: int) -> dict[str, Binary]:
-    """All cases of `module`, by Triton 3.6.0, in one subprocess."""
+def compiled_by_other(module: str, capabilities: tuple[int, ...]) -> dict[tuple[str, int], Binary]:
+    """All cases of `module` for all of `capabilities`, by Triton 3.6.0, in one subprocess."""
     with tempfile.TemporaryDirectory() as directory:
-        path = os.pathsep.join([str(other_triton()), str(ROOT)])
-        command = [sys.executable, "-m", "tests.gpu_compile", module, str(capability), directory]
-        ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, cwd=ROOT, capture_output=True, text=True)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(other_triton()), str(ROOT)])}
+        command = [sys.executable, "-m", "tests.gpu_compile", module, directory, *map(str, capabilities)]
+        ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stdout + ended.stderr
-        return {name: _read(Path(directory) / str(at)) for at, name in enumerate(cases(module))}
+        every = [(name, capability) for capability in capabilities for name in cases(module)]
+        return {key: _read(Path(directory) / str(at)) for at, key in enumerate(every)}
 
 
 def _read(stem: Path) -> Binary:
@@ -174,6 +175,7 @@ def _tool(name: str, *options: str, cubin: bytes) -> str:
 
 
 if __name__ == "__main__":
-    module, capability, directory = sys.argv[1:]
-    for at, case in enumerate(cases(module).values()):
-        _write(Path(directory) / str(at), compiled(case, int(capability)))
+    module, directory, *capabilities = sys.argv[1:]
+    every = [(case, int(capability)) for capability in capabilities for case in cases(module).values()]
+    for at, (case, capability) in enumerate(every):
+        _write(Path(directory) / str(at), compiled(case, capability))

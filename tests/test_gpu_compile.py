@@ -37,4 +37,15 @@ def test_budgets(module: str, name: str, capability: int) -> None:
 def test_budgets_everywhere(module: str, name: str, capability: int) -> None:
     case = cases(module)[name]
     hold(case, compiled(case, capability))
-    hold(case, compiled_by_other(module, capability)[name])
+    hold(case, compiled_by_other(module, CAPABILITIES)[name, capability])
+
+
+def test_triton_3_6_in_short() -> None:
+    """Both versions at once where the older one is unpacked (tests/run): one module, one capability."""
+    try:
+        binaries = compiled_by_other("tests.test_gpu_device", (89,))
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    for (name, _), binary in binaries.items():
+        assert binary.metadata["triton_version"] == "3.6.0"
+        hold(cases("tests.test_gpu_device")[name], binary)
