@@ -71,6 +71,7 @@ class Compiled:
         passed = letters(types)
         scratch = scratch_pointers(self.name, binary.asm["ptx"], passed)
         self._driver, self._index = driver, index
+        driver.use_context(index)
         self._function = driver.load_function(binary.asm["cubin"], self.name)
         self._allow_shared()
         self._lock = Lock()

@@ -1,5 +1,7 @@
 """A kernel for the tests of what runs kernels: arguments of every kind, a mask, a device function, inline assembly."""
 
+from typing import Any
+
 import torch
 
 from gpu_kernels.device import Device
@@ -41,11 +43,12 @@ def axpy(
     skipped: int = 0,
     negate: bool = False,
     far: int = 1 << 33,
-    **options: object,
+    **options: Any,
 ) -> None:
     """y[skipped:] += +-(a x + bias)[skipped:], half of it if far > 2**33; TWICE=True: 2 a x; `options` of `launch`."""
+    options = {"BLOCK": 1024} | options
     grid = (cdiv(x.numel(), 1024),)
-    device.launch(axpy_kernel, grid, x, y, bias, x.numel(), far, skipped, a, negate, BLOCK=1024, **options)
+    device.launch(axpy_kernel, grid, x, y, bias, x.numel(), far, skipped, a, negate, **options)
 
 
 def axpy_twin(

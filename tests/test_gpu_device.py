@@ -164,6 +164,7 @@ def test_a_new_thread_gets_the_context_and_launches(device: Device, library: Fak
     library.fails["cuLaunchKernel"] = [201]
     axpy(device, 1.0, aligned(8), aligned(8))
     names = [name for name, *_ in library.calls]
+    assert names.index("cuCtxSetCurrent") < names.index("cuModuleLoadData"), "a module needs one too"
     assert names[names.index("cuLaunchKernel") :] == [
         *["cuLaunchKernel", "cuCtxGetCurrent", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"],
         "cuLaunchKernel",
