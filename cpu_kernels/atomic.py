@@ -1,7 +1,8 @@
 """Atomics, raw memory and system calls as numba intrinsics: what the pool is made of. Addresses are int64.
 
-All atomics are sequentially consistent: a thread that parks and one that dispatches each write, then read what the
-other wrote, and one of them must see it.
+Atomics of 64 bits are sequentially consistent: a thread that parks and one that dispatches each write, then read what
+the other wrote, and one of them must see it. Those of 32 bits, acquire and release, are for words that a GPU shares:
+over PCIe nothing but an aligned load or store is atomic.
 
 The libc symbols are declared in IR and resolved from the process: a ctypes pointer would make every caller uncacheable.
 """
@@ -39,6 +40,27 @@ def store_atomic(typing, address, value):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def load_acquire(typing, address):
+    """The int32 at `address`: what its writer stored before it is visible after."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.load_atomic(builder.inttoptr(arguments[0], _POINTER), "acquire", 4, typ=_I32)
+
+    return types.int32(types.int64), codegen
+
+
+@intrinsic
+def store_release(typing, address, value):
+    """The int32 at `address`: who sees it sees all that was stored before."""
+
+    def codegen(context, builder, signature, arguments):
+        builder.store_atomic(arguments[1], builder.inttoptr(arguments[0], _I32.as_pointer()), "release", 4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int32), codegen
 
 
 @intrinsic

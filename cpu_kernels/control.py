@@ -28,7 +28,7 @@ from .faults import FUNCTION, IDENTITY, guarded
 from .jit import exact_kernel, kernel
 
 SPIN_NS = 1_000_000  # a worker parks after this long without a job
-_YIELD_AFTER = 2_000  # spins (some 50 us) after which a waiting thread offers its CPU to others
+YIELD_AFTER = 2_000  # spins (some 50 us) after which a waiting thread offers its CPU to others
 
 EPOCH, JOB_ADDRESS, ARGUMENTS, THREADS, DONE, SLEEPERS = 0, 64, 72, 80, 128, 192
 CHUNK = 256  # a counter for jobs whose threads take units one by one; 0 when a job begins
@@ -57,7 +57,7 @@ def work(control, thread, slot):
         while load_atomic(control + EPOCH) == last:
             relax()
             spins += 1
-            if spins % 64 == 0 and spins > _YIELD_AFTER:
+            if spins % 64 == 0 and spins > YIELD_AFTER:
                 sched_yield()
                 if monotonic() - idle_since > SPIN_NS:
                     fetch_add(control + SLEEPERS, 1)
@@ -114,7 +114,7 @@ def _join(control):
     while load_atomic(control + DONE) != epoch:
         relax()
         spins += 1
-        if spins > _YIELD_AFTER:
+        if spins > YIELD_AFTER:
             sched_yield()
 
 
@@ -134,14 +134,14 @@ def barrier(control, thread, threads):
     while load_atomic(control + RELEASED) == before:
         relax()
         spins += 1
-        if spins > _YIELD_AFTER:
+        if spins > YIELD_AFTER:
             if load_atomic(control + FAULTS) > 0:
                 return
             sched_yield()
 
 
 @kernel
-def _claim(control):
+def claim(control):
     if exchange(control + BUSY, 1) != 0:
         return False
     store_i64(load_i64(control + SLOT) + IDENTITY, thread_identity())
@@ -166,13 +166,13 @@ def _go_home(control, home):
 
 
 @kernel
-def _release(control):
+def release(control):
     store_i64(load_i64(control + SLOT) + IDENTITY, 0)
     store_atomic(control + BUSY, 0)
 
 
 @kernel
-def _enter(control, entry, arguments):
+def enter(control, entry, arguments):
     slot = load_i64(control + SLOT)
     if guarded(slot, entry, control, arguments, 0):
         _join(control)  # it died inside a job: the workers are still at it
@@ -181,21 +181,21 @@ def _enter(control, entry, arguments):
 
 @exact_kernel("int64(int64, int64, int64[::1])")
 def run_entry(control, entry, arguments):
-    if not _claim(control):
+    if not claim(control):
         return IN_USE
-    well = _enter(control, entry, arguments.ctypes.data)
-    _release(control)
+    well = enter(control, entry, arguments.ctypes.data)
+    release(control)
     return DONE_WELL if well else FAULT
 
 
 @exact_kernel("int64(int64, int64[:, ::1])")
 def run_entries(control, table):
     """`table` [n, 2]: (address of an entry, address of its arguments)."""
-    if not _claim(control):
+    if not claim(control):
         return IN_USE
     well, i = True, 0
     while well and i < len(table):
-        well = _enter(control, table[i, 0], table[i, 1])
+        well = enter(control, table[i, 0], table[i, 1])
         i += 1
-    _release(control)
+    release(control)
     return DONE_WELL if well else FAULT

@@ -32,8 +32,9 @@ def routed_experts(
 ) -> np.ndarray:
     """For each token of x[T, K] the sum over its experts ids[T, k] of weights[T, k] · down(SiLU(gate x) * up x).
 
-    Plus the shared expert's output, plus residual[T, K]; `out` may be the residual itself. Networks in several parts,
-    one for each of the pool's nodes, are computed by these, each from its own memory.
+    Plus the shared expert's output, plus residual[T, K]; `out` may be the residual itself. Experts with negative ids
+    live elsewhere: they are left out. Networks in several parts, one for each of the pool's nodes, are computed by
+    these, each from its own memory.
     """
     networks = _gated(routed), None if shared is None else _gated(shared)
     tokens, used = ids.shape

@@ -23,7 +23,8 @@ MOST_GROUPS, MOST_GROUPS_FEW, MOST_BLOCKS = 8, 32, 8
 JOB_BYTES = 128
 
 # Arguments of the entry. Networks (gated.Gated): fields of their parts; SHARED 0 for none. EXPERTS and HIDDEN: of the
-# routed network, HIDDEN and SHARED_HIDDEN of its largest part. BAD: out, the first pair whose id is no expert, or -1.
+# routed network, HIDDEN and SHARED_HIDDEN of its largest part. BAD: out, the first pair whose id is beyond the last
+# expert, or -1.
 (
     JOB, ROUTED, SHARED, PARTS, EXPERTS, VALUES, HIDDEN, SHARED_HIDDEN, X, IDS, WEIGHTS, RESIDUAL, OUT, TOKENS, USED,
     WORK, WORK_BYTES, BAD,
@@ -62,31 +63,37 @@ def layout(parts, experts, tokens, used, values, hidden, shared_hidden):
 
 @device
 def _sort_pairs(ids, pairs, experts, ends, order):
-    """Pairs by expert: `order` receives their numbers, ends[e] the end of expert e's share. The first bad id, or -1."""
+    """Pairs by expert: `order` receives their numbers, ends[e] the end of expert e's share. The first bad id, or -1.
+
+    Negative ids, experts that live elsewhere, are left out.
+    """
     for expert in range(experts):
         store_i64(ends + 8 * expert, 0)
     for pair in range(pairs):
         expert = load_i32(ids + 4 * pair)
-        if expert < 0 or expert >= experts:
+        if expert >= experts:
             return pair
-        store_i64(ends + 8 * expert, load_i64(ends + 8 * expert) + 1)
+        if expert >= 0:
+            store_i64(ends + 8 * expert, load_i64(ends + 8 * expert) + 1)
     before = 0
     for expert in range(experts):
         count = load_i64(ends + 8 * expert)
         store_i64(ends + 8 * expert, before)
         before += count
     for pair in range(pairs):
-        end = ends + 8 * load_i32(ids + 4 * pair)
-        store_i64(order + 8 * load_i64(end), pair)
-        store_i64(end, load_i64(end) + 1)
+        expert = load_i32(ids + 4 * pair)
+        if expert >= 0:
+            end = ends + 8 * expert
+            store_i64(order + 8 * load_i64(end), pair)
+            store_i64(end, load_i64(end) + 1)
     return -1
 
 
 @device
-def _fill_pairs(arguments, work, offsets):
-    """The lists of pairs and tokens that the job reads."""
+def _fill_pairs(arguments, work, offsets, routed):
+    """The lists of pairs, `routed` and then the shared expert's, and of tokens that the job reads."""
     tokens, used, values = load_i64(arguments + TOKENS), load_i64(arguments + USED), load_i64(arguments + VALUES)
-    routed, x = tokens * used, load_i64(arguments + X)
+    x = load_i64(arguments + X)
     pairs = routed + (tokens if load_i64(arguments + SHARED) else 0)
     sources, lists, codes = work + offsets[1], work + offsets[2], work + offsets[3]
     order = work + offsets[0] + 8 * load_i64(arguments + EXPERTS)
@@ -111,10 +118,9 @@ def _fill_pairs(arguments, work, offsets):
 
 
 @device
-def _start_parts(arguments, work, offsets):
+def _start_parts(arguments, work, offsets, routed):
     """Every part's block, still without active experts."""
     tokens, parts = load_i64(arguments + TOKENS), load_i64(arguments + PARTS)
-    routed = tokens * load_i64(arguments + USED)
     pairs = routed + (tokens if load_i64(arguments + SHARED) else 0)
     nodes, (active, places, hidden_at, space) = work + offsets[4], offsets[5]
     row, shared_row = _hidden_space(load_i64(arguments + HIDDEN)), _hidden_space(load_i64(arguments + SHARED_HIDDEN))
@@ -203,15 +209,16 @@ def experts_entry(control, arguments):
     tokens, used, values = load_i64(arguments + TOKENS), load_i64(arguments + USED), load_i64(arguments + VALUES)
     experts, parts, shared = load_i64(arguments + EXPERTS), load_i64(arguments + PARTS), load_i64(arguments + SHARED)
     rows, shared_rows = load_i64(arguments + HIDDEN), load_i64(arguments + SHARED_HIDDEN)
-    work, routed = load_i64(arguments + WORK), tokens * used
+    work = load_i64(arguments + WORK)
     offsets = layout(parts, experts, tokens, used, values, rows, shared_rows)
     ends, nodes = work + offsets[0], work + offsets[4]
-    bad = _sort_pairs(load_i64(arguments + IDS), routed, experts, ends, ends + 8 * experts)
+    bad = _sort_pairs(load_i64(arguments + IDS), tokens * used, experts, ends, ends + 8 * experts)
     store_i64(arguments + BAD, bad)
     if bad >= 0:
         return
-    _fill_pairs(arguments, work, offsets)
-    _start_parts(arguments, work, offsets)
+    routed = load_i64(ends + 8 * (experts - 1))  # the pairs whose experts live here
+    _fill_pairs(arguments, work, offsets, routed)
+    _start_parts(arguments, work, offsets, routed)
     quantized, start = False, 0
     for expert in range(experts):
         end = load_i64(ends + 8 * expert)

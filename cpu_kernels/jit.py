@@ -17,6 +17,7 @@ numba.config.CACHE_DIR = str(CACHE_DIRECTORY)
 JOB = types.void(types.int64, types.int64, types.int64)
 ENTRY = types.void(types.int64, types.int64)
 HANDLER = types.void(types.int32, types.int64, types.int64)
+HOST_FUNCTION = types.void(types.int64)  # of a CUDA stream: (its user data)
 
 
 def note_compiled() -> None:
@@ -71,6 +72,11 @@ def entry(function):
 def handler(function):
     """A signal handler."""
     return _callback(HANDLER, function)
+
+
+def host_function(function):
+    """What a thread of the GPU's driver calls, `.address`: it never takes the GIL."""
+    return _callback(HOST_FUNCTION, function)
 
 
 def device(function):

@@ -58,12 +58,18 @@ class Program:
     def finish(self) -> None:
         self._table = np.array(self._calls, np.int64).reshape(-1, 2)
 
+    @property
+    def entries(self) -> np.ndarray:
+        """int64 [n, 2]: (address of an entry, address of its arguments). RuntimeError for half a record."""
+        if self._table is None:
+            raise RuntimeError("this Program is not recorded to its end")
+        return self._table
+
     def replay(self) -> None:
         """Run every recorded entry, in order, in one native call.
 
         Raises RuntimeError for a closed or busy pool and for half a record, WorkerFault where a kernel died.
         """
-        if self._table is None:
-            raise RuntimeError("this Program is not recorded to its end")
+        entries = self.entries
         watch_exceptions()
-        self._pool.check(run_entries(self._pool.control, self._table))
+        self._pool.check(run_entries(self._pool.control, entries))

@@ -6,7 +6,8 @@
       ├─ ResourceError      it does not fit: memory, context, disk
       ├─ RequestError       a request that cannot be met: impossible sampling values, too long a prompt
       ├─ TemplateError      the chat template failed, looped or asked for something forbidden
-      └─ KernelError        a worker failed inside a kernel; names the kernel
+      ├─ KernelError        a worker failed inside a kernel; names the kernel
+      └─ OffloadError       GPU and CPU lost each other in the middle of a pass; also a RuntimeError
 
 A message always says three things: what was found, what the limit is, and the remedy.
 The command line prints it as one line and exits with status 1; no traceback.
@@ -43,3 +44,7 @@ class TemplateError(HeteroError):
 
 class KernelError(HeteroError):
     """A worker failed inside a kernel."""
+
+
+class OffloadError(HeteroError, RuntimeError):
+    """GPU and CPU lost each other in the middle of a pass: late, stopped, or not at the same token."""

@@ -15,7 +15,7 @@ ROWS = [
     ["gguf_header", "gguf", "file_faults"],
     ["known_models", "metadata", "config"],
     ["tensors", "inspect", "pretokenizers", "tokenizer", "template_worker", "template", "sampler", "thinking"],
-    ["rope", "linear", "cache"],
+    ["rope", "linear", "cache", "waiting", "flags", "offload"],
     ["attention", "moe", "recorded"],
     ["model"],
     ["page_cache", "reading_order"],

@@ -1,0 +1,184 @@
+"""How the GPU's stream waits for the CPU: three ways, bound once; at start-up a probe takes the first that works."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic, sleep
+
+import numpy as np
+import torch
+
+from cpu_kernels.doorbell import ABORT, TOKEN, Region, Shape, await_done
+from gpu_kernels import Device, GpuError
+from gpu_kernels import doorbell as gpu
+from gpu_kernels.doorbell import Line
+from hetero.errors import OffloadError
+
+# In the order of preference: no kernel occupies the GPU, nothing is launched; one warp polls; a thread of the driver's
+# is woken for each meeting.
+WAYS = ("memory operations", "polling kernel", "host functions")
+TWINS = "twins"  # CPU tensors, for tests of the protocol
+_ROUNDS, _COLUMNS, _PROBE_SECONDS = 3, 256, 5.0
+
+
+@dataclass(frozen=True)
+class Verbs:
+    """Bound to a device and a way of waiting."""
+
+    ring: Callable[..., None]
+    wait: Callable[[Line], None]
+    take: Callable[..., torch.Tensor]
+
+
+def bind(device: Device, way: str, patience: float) -> Verbs:
+    """`patience`: seconds after which a wait of the GPU gives up, where it can."""
+    if way == TWINS:
+        return Verbs(
+            partial(gpu.ring_twin, device),
+            lambda line: gpu.wait_by_polling_twin(device, line, patience),
+            partial(gpu.take_twin, device),
+        )
+    waits: dict[str, Callable[[Line], None]] = {
+        "memory operations": partial(gpu.wait_by_memory_operation, device),
+        "polling kernel": lambda line: gpu.wait_by_polling(device, line, patience),
+        "host functions": _HostFunctions(device, patience),
+    }
+    return Verbs(partial(gpu.ring, device), waits[way], partial(gpu.take, device))
+
+
+class _HostFunctions:
+    def __init__(self, device: Device, patience: float):
+        self.device, self.patience = device, patience
+        self.notices: dict[int, np.ndarray] = {}  # what the function is given, by the address of DONE: must stay
+
+    def __call__(self, line: Line) -> None:
+        done = line.done.data_ptr()
+        words = [done, line.abort.data_ptr(), int(self.patience * 1e9)]
+        notice = self.notices.setdefault(done, np.array(words, np.int64))
+        gpu.wait_by_host_function(self.device, await_done.address, notice.ctypes.data)
+
+
+def lines(device: Device, region: Region, local: Sequence[torch.Tensor | None]) -> list[Line]:
+    """The meetings of a region as the GPU sees them. `local`: of each, see Line."""
+    token, failed = (torch.zeros(1, dtype=torch.int32, device=device.torch_device) for _ in range(2))
+    number = torch.from_numpy(region.word(TOKEN))
+    abort = torch.from_numpy(region.word(ABORT))
+    made = []
+    for i, numbers in enumerate(local):
+        arrays = map(torch.from_numpy, region.payload(i))
+        flags = torch.from_numpy(region.request(i)), torch.from_numpy(region.done(i)), abort
+        made.append(Line(*arrays, *flags, number if i == 0 else token, token, failed, numbers))
+    return made
+
+
+def mark(device: Device) -> Callable[[], bool]:
+    """A mark in the current stream -> whether all that was put there before it is done."""
+    if device.torch_device.type != "cuda":
+        return lambda: True
+    event = torch.cuda.Event()
+    event.record()
+    return event.query
+
+
+def passes(reached: Callable[[], bool], patience: float) -> bool:
+    """Wait until then; False after so many seconds."""
+    began = monotonic()
+    while not reached():
+        waited = monotonic() - began
+        if waited > patience:
+            return False
+        sleep(0 if waited < 1e-3 else 1e-4)
+    return True
+
+
+def choose(device: Device) -> tuple[str, list[str]]:
+    """The first way that works on this machine, tried in a small captured graph; and why those before it do not."""
+    notes: list[str] = []
+    for way in WAYS:
+        reason = _Probe(device, way).run()
+        if not reason:
+            return way, notes
+        notes.append(f"{way} do not work here: {reason}")
+    raise OffloadError(
+        "; ".join(notes), "the GPU must be able to wait for the CPU", "update the driver, or run with --device cpu"
+    )
+
+
+class _Probe:
+    """Two meetings of one token in a graph of their own, on a stream of their own."""
+
+    def __init__(self, device: Device, way: str):
+        self.device, self.verbs = device, bind(device, way, _PROBE_SECONDS)
+        self.region = Region([Shape(_COLUMNS, _COLUMNS)] * 2, 1)
+        self.lines = lines(device, self.region, [None, None])
+        self.x = torch.zeros((1, _COLUMNS), device=device.torch_device)
+
+    def run(self) -> str:
+        """Why this way does not work, or ""."""
+        assert self.device.driver is not None, "the probe needs a GPU"
+        self.device.driver.register(self.region.address, self.region.memory.nbytes)
+        stream = torch.cuda.Stream(self.device.torch_device)
+        stream.wait_stream(torch.cuda.current_stream())
+        reason = ""
+        try:
+            with torch.cuda.stream(stream):
+                reason = self._try(stream)
+        except (GpuError, RuntimeError) as error:  # torch's errors are RuntimeErrors
+            reason = str(error).partition("\n")[0]
+        finally:
+            self._end(stream, reason)
+        return reason
+
+    def _end(self, stream: torch.cuda.Stream, reason: str) -> None:
+        self.region.poison()
+        if not passes(stream.query, _PROBE_SECONDS):
+            _HUNG.append(self)  # its memory must stay
+            raise OffloadError(
+                f"the GPU hangs in a wait for the CPU ({reason})", "", "end this process; run with --device cpu"
+            )
+        assert self.device.driver is not None
+        self.device.driver.unregister(self.region.address)
+
+    def _step(self) -> torch.Tensor:
+        y = self.x
+        for line in self.lines:
+            self.verbs.ring(line, y)
+            self.verbs.wait(line)
+            y = self.verbs.take(line, 1, y)
+        return y
+
+    def _try(self, stream: torch.cuda.Stream) -> str:
+        self.region.poison()  # the first time nothing waits: kernels are loaded, which may not happen during a wait
+        self._step()
+        if not passes(mark(self.device), _PROBE_SECONDS):
+            return "a wait for an answer that is there does not end"
+        if any(self.region.done(i)[0] for i in range(2)):
+            return "the GPU does not take back a flag"
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            y = self._step()
+        return next(filter(None, (self._round(number, graph, y) for number in range(1, _ROUNDS + 1))), "")
+
+    def _round(self, number: int, graph: torch.cuda.CUDAGraph, y: torch.Tensor) -> str:
+        self.x.fill_(float(number))
+        self.region.word(TOKEN)[0] = number
+        graph.replay()
+        reached, expected = mark(self.device), float(number)
+        for i in range(2):
+            payload, request, done = self.region.payload(i), self.region.request(i), self.region.done(i)
+            if not passes(lambda request=request: request[0] == number, _PROBE_SECONDS):  # type: ignore[misc]
+                return f"the GPU does not come to meeting {i}"
+            if not (payload.x == expected).all():
+                return "a payload comes after its request"
+            sleep(2e-3)
+            if reached() or (i == 0 and self.region.request(1)[0] == number):
+                return "the GPU does not wait"
+            payload.answer[:] = 10 * number + i
+            expected += 10 * number + i
+            done[0] = 1
+        if not passes(reached, _PROBE_SECONDS):
+            return "the GPU does not see that it need not wait any more"
+        return "" if (y.cpu() == expected).all() else "an answer comes after its flag"
+
+
+_HUNG: list[_Probe] = []
