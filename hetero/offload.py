@@ -7,6 +7,7 @@ the CPU's part is simply called. Flags and copies are never mixed in a pass.
 T tokens, k experts a token.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -163,6 +164,9 @@ class Doorbells:
         """
         if not self.meetings or (way is None and not self.apart):
             return
+        if os.environ.get("CUDA_LAUNCH_BLOCKING", "0") != "0":
+            found, limit = "CUDA_LAUNCH_BLOCKING is set", "launches that wait for the GPU, which waits for the CPU, hang"
+            raise OffloadError(found, limit, "unset it")
         try:
             if way is None:
                 way, self.notes = choose(self.device)

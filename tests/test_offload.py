@@ -385,6 +385,14 @@ def test_a_capture_records_and_serves_nothing(pool, recorded, way):
         bells.meetings[0].submit(torch.ones(2, COLUMNS))
 
 
+def test_launches_that_block_are_refused(pool, monkeypatch):
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")
+    bells = Doorbells(Device.plain(), pool)
+    bells.meeting(print, COLUMNS)
+    with pytest.raises(OffloadError, match=r"CUDA_LAUNCH_BLOCKING is set; .*; unset it"):
+        bells.open(TWINS)
+
+
 def test_memory_that_cannot_be_registered(pool, recorded):
     library, device, _ = recorded
     library.fails["cuMemHostRegister_v2"] = [1]
