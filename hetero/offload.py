@@ -165,8 +165,8 @@ class Doorbells:
         if not self.meetings or (way is None and not self.apart):
             return
         if os.environ.get("CUDA_LAUNCH_BLOCKING", "0") != "0":
-            found, limit = "CUDA_LAUNCH_BLOCKING is set", "launches that wait for the GPU, which waits for the CPU, hang"
-            raise OffloadError(found, limit, "unset it")
+            limit = "a launch that waits for the GPU, which waits for the CPU, hangs"
+            raise OffloadError("CUDA_LAUNCH_BLOCKING is set", limit, "unset it")
         try:
             if way is None:
                 way, self.notes = choose(self.device)

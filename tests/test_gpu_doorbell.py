@@ -87,7 +87,7 @@ def test_one_thread_waits(capability):
 def gpu():
     """A device whose driver writes down what it is asked for."""
     library = FakeCuda()
-    device = Device(torch.device("cpu"), 89, 128, Driver(library), stream=lambda: 7)
+    device = Device(torch.device("cpu"), capability=89, driver=Driver(library), stream=lambda: 7)
     return library, device
 
 

@@ -357,7 +357,8 @@ def test_stopped_by_another_thread(monkeypatch):
 def recorded():
     """A device of a GPU whose driver writes down what it is asked for; capturing while `state.capturing`."""
     library, state = FakeCuda(), SimpleNamespace(capturing=False)
-    device = Device(torch.device("cpu"), 89, 128, Driver(library), lambda: 7, lambda: state.capturing)
+    calls = {"driver": Driver(library), "stream": lambda: 7, "capturing": lambda: state.capturing}
+    device = Device(torch.device("cpu"), capability=89, sms=128, **calls)
     return library, device, state
 
 

@@ -95,7 +95,7 @@ def probed(monkeypatch):
 
     def run(wrong: dict[str, str]):
         stream = FakeStream()
-        device = Device(torch.device("cpu"), 89, 128, Driver(library))
+        device = Device(torch.device("cpu"), capability=89, driver=Driver(library))
 
         def bound(device, way, patience) -> Verbs:
             stream.nodes, stream.thread = [], None
