@@ -24,8 +24,8 @@ from .pool import Pool
 STOP, ABORT, TOKEN, FLAGS, LINE = 0x000, 0x080, 0x100, 0x1000, 128
 _PAGE = 4096
 # How serving ends, beside DONE_WELL, IN_USE and FAULT of control.py. LATE: no request in time. AHEAD: a later token's.
-# UNTAKEN: the GPU did not take back DONE of the token before. ABORTED: the GPU gave up waiting. STOPPED: by the host.
-LATE, AHEAD, UNTAKEN, ABORTED, STOPPED = 3, 4, 5, 6, 7
+# ABORTED: the GPU gave up waiting. STOPPED: by the host.
+LATE, AHEAD, ABORTED, STOPPED = 3, 4, 5, 6
 
 # A row of the table of meetings: addresses of the flags, the share [FIRST, END) of the entries, whether the GPU waits.
 REQUEST, DONE, FIRST, END, AWAITED = range(5)
@@ -58,16 +58,14 @@ def _requested(region, request, token, patience):
 
 @kernel
 def _meet(control, region, token, entries, meetings, number, patience):
-    status, done = _requested(region, meetings[number, REQUEST], token, patience), meetings[number, DONE]
+    status = _requested(region, meetings[number, REQUEST], token, patience)
     if status != DONE_WELL:
         return status
-    if load_acquire(done) != 0:
-        return UNTAKEN
     for i in range(meetings[number, FIRST], meetings[number, END]):
         if not enter(control, entries[i, 0], entries[i, 1]):
             return FAULT
     if meetings[number, AWAITED] != 0:
-        store_release(done, np.int32(1))
+        store_release(meetings[number, DONE], np.int32(1))
     return DONE_WELL
 
 
@@ -169,6 +167,10 @@ class Region:
         shares = np.array([0, *ends], np.int64)
         awaited = [shape.rows > 0 for shape in self.shapes]
         return np.ascontiguousarray(np.array([flags[0], flags[1], shares[:-1], shares[1:], awaited], np.int64).T)
+
+    def untaken(self) -> list[int]:
+        """Meetings whose DONE is set. None between two passes: the next wait would not wait."""
+        return np.flatnonzero(self._done()).tolist()
 
     def poison(self) -> None:
         """Let every wait of the GPU pass. What it computes from then on means nothing."""

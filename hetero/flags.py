@@ -17,7 +17,6 @@ from cpu_kernels.doorbell import (
     STOP,
     STOPPED,
     TOKEN,
-    UNTAKEN,
     Region,
     Shape,
     check_experts,
@@ -34,7 +33,6 @@ MOST_TOKENS = 8  # of a pass with flags
 _FOUND = {
     LATE: "the GPU did not come to meeting {at} of {of} within {patience:g} s",
     AHEAD: "the GPU is at another token than the CPU at meeting {at} of {of}",
-    UNTAKEN: "the GPU did not take back the flag of meeting {at} of {of}",
     ABORTED: "the GPU gave up waiting for the CPU before meeting {at} of {of}",
     STOPPED: "the pass was stopped before meeting {at} of {of}",
 }
@@ -72,7 +70,10 @@ class Flags:
         self._programs: dict[int, tuple[Program, np.ndarray]] = {}
 
     def begin(self, tokens: int) -> None:
-        """A new pass, of so many tokens."""
+        """A new pass, of so many tokens, when the GPU is at rest."""
+        if untaken := self.region.untaken():
+            found = f"the GPU did not take back the flag of meeting {untaken[0]} of {len(self.parts)}"
+            raise OffloadError(found, "", "load the model again")
         if tokens not in self._programs:
             self._programs[tokens] = self._record(tokens)
         self.tokens, self.served = tokens, 0

@@ -221,9 +221,9 @@ class Doorbells:
         if not 1 <= tokens <= MOST_TOKENS:
             raise ValueError(f"{tokens} tokens; a pass with flags has 1 to {MOST_TOKENS}")
         flags = self.flags
-        flags.begin(tokens)
         self._passing = True
         try:
+            flags.begin(tokens)
             launch()
             reached = mark(self.device)
             if not flags.served:

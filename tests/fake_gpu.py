@@ -19,7 +19,7 @@ from cpu_kernels.memory import f32_at, i32_at
 from cpu_kernels.pool import Pool, dispatch
 
 # LATE: it comes to the meeting no more. AHEAD: it rings for the next token. UNTAKEN: it leaves DONE as it is. ABORTS:
-# its wait gives up at once, and it goes on.
+# its wait gives up, just when the answer comes, and it goes on.
 NONE, LATE, AHEAD, UNTAKEN, ABORTS = range(5)
 
 
@@ -91,7 +91,7 @@ def play(meetings, arrays, region, first, tokens, values, used, mistake, patienc
                 store_release(meetings[m, REQUEST], np.int32(token + 1) if kind == 2 else token)
             if meetings[m, AWAITED] == 0:
                 continue
-            if kind == 4 or not _await(meetings[m, DONE], np.int32(1), patience):
+            if not _await(meetings[m, DONE], np.int32(1), patience) or kind == 4:
                 store_release(region + ABORT, np.int32(1))
                 right = False
             elif right:

@@ -42,7 +42,7 @@ def reference(x, ids, weights, network):
         if ids[t, j] >= 0:
             (g, wg), (u, wu), (d, wd) = ((matrix, values[ids[t, j]]) for matrix, values in network)
             gate, up = as_multiplied(x[t], g) @ wg.T, as_multiplied(x[t], u) @ wu.T
-            hidden = gate / (1 + np.exp(-gate)) * up
+            hidden = gate / (1 + np.exp(np.minimum(-gate, 700))) * up
             out[t] += weights[t, j] * (as_multiplied(hidden.astype(np.float32), d) @ wd.T)
     return out
 

@@ -371,6 +371,9 @@ def test_a_capture_records_and_serves_nothing(pool, recorded, way):
     bells.open(way)
     region = bells.flags.region
     assert library.called("cuMemHostRegister_v2") == [[region.address, region.memory.nbytes, 3]]
+    line, verbs = bells.flags.lines[0], bells.flags.verbs
+    verbs.ring(line, torch.ones(2, COLUMNS)), verbs.wait(line), verbs.take(line, 2)  # loaded before
+    library.calls.clear()
     state.capturing = True
     for meeting in bells.meetings:
         meeting.submit(torch.ones(2, COLUMNS))
