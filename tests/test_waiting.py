@@ -31,8 +31,10 @@ class FakeStream:
     def graph(self, graph: "FakeStream", stream: object, capture_error_mode: str):
         assert capture_error_mode == "thread_local"
         self.capturing = True
-        yield
-        self.capturing = False
+        try:
+            yield
+        finally:
+            self.capturing = False
 
     def replay(self) -> None:
         self.thread = threading.Thread(target=lambda: [node() for node in self.nodes], daemon=True)
