@@ -38,7 +38,7 @@ class Device:
         self.index = torch_device.index or 0
         self.sealed = False  # True: a kernel that is not loaded yet is an error, since loading may wait for the GPU
         self._interprets = False
-        self.stream, self._capturing = stream, capturing
+        self.stream, self.capturing = stream, capturing
         self._by_call: dict[tuple, Compiled] = {}
         self._by_kernel: dict[tuple, Compiled] = {}  # several forms of a call may share a kernel
         self._lock = Lock()
@@ -166,7 +166,7 @@ class Device:
         if self.sealed:
             found = f"{name} is launched in a form that was not loaded beforehand"
             raise GpuError(found, "loading now could wait for ever: the GPU may be waiting for the CPU", "report it")
-        if self._capturing():
+        if self.capturing():
             found = f"{name} would be loaded while a CUDA graph is captured"
             raise GpuError(found, "every kernel has to have run before", "run the step once before capturing it")
 

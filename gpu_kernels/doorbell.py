@@ -85,17 +85,19 @@ def ring_kernel(
     PAIRS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program. values = T · columns, pairs = T · k; PAIRS: the power of two above, 0 where x alone is sent."""
+    now = tl.load(number, volatile=True)  # small loads first: they are on their way while x is copied
+    pair = tl.arange(0, max(PAIRS, 1))
+    if PAIRS > 0:
+        id = tl.load(ids + pair, mask=pair < pairs, other=-1)
+        weight = tl.load(weights + pair, mask=pair < pairs)
     for first in range(0, values, BLOCK):
         at = first + tl.arange(0, BLOCK)
         tl.store(to_x + at, tl.load(x + at, mask=at < values), mask=at < values)
     if PAIRS > 0:
-        pair = tl.arange(0, PAIRS)
-        id = tl.load(ids + pair, mask=pair < pairs, other=-1)
         if local is not None:  # a number beyond the table stays what it is: the CPU reports it
             id = tl.load(local + id, mask=(id >= 0) & (id < experts), other=id)
         tl.store(to_ids + pair, id, mask=pair < pairs)
-        tl.store(to_weights + pair, tl.load(weights + pair, mask=pair < pairs), mask=pair < pairs)
-    now = tl.load(number, volatile=True)
+        tl.store(to_weights + pair, weight, mask=pair < pairs)
     tl.store(token, now)
     tl.debug_barrier()  # all threads have stored their part of the payload
     _release(request, now)

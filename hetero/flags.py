@@ -60,10 +60,9 @@ class Flags:
     def __init__(self, device: Device, pool: Pool, parts: Sequence[Part], way: str, patience: float):
         self.pool, self.parts, self.way, self.patience = pool, tuple(parts), way, patience
         self.region = Region([Shape(part.columns, part.rows, part.used) for part in parts], MOST_TOKENS)
-        self.close = weakref.finalize(self, lambda: None)
         if device.driver is not None:
             device.driver.register(self.region.address, self.region.memory.nbytes)
-            self.close = weakref.finalize(self, _unregister, device, self.region)
+        self.close = weakref.finalize(self, _unregister, device, self.region)
         self.lines = lines(device, self.region, [part.local for part in parts])
         self.verbs = bind(device, way, patience)
         self.token = self.tokens = self.served = 0  # its number; how many the pass has; meetings served so far
@@ -90,8 +89,8 @@ class Flags:
                     where = np.array([ids.ctypes.data, ids.size, part.experts], np.int64)
                     self.pool.call(check_experts.address, where, ids)
                 before = len(program)
-                with_experts = (ids, weights) if part.used else (None, None)
-                part.compute(x, *with_experts, answer if part.rows else None)
+                out = answer if part.rows else None
+                part.compute(x, ids if part.used else None, weights if part.used else None, out)
                 if len(program) == before:
                     raise ValueError(f"the CPU's part of meeting {i} calls no verb of the pool: nothing is recorded")
                 ends.append(len(program))
@@ -121,5 +120,5 @@ class Flags:
 
 
 def _unregister(device: Device, region: Region) -> None:
-    assert device.driver is not None
-    device.driver.unregister(region.address)
+    if device.driver is not None:
+        device.driver.unregister(region.address)

@@ -46,8 +46,8 @@ class Meeting:
         if ids is not None and self.part.local is not None:
             ids = to_local(ids, self.part.local)
         if bells.apart:
-            staged = bells.staging.fetch(x, ids, weights)
-            self._collect = partial(self._computed_staged, *staged, mark(bells.device))
+            x, ids, weights = bells.staging.fetch(x, ids, weights)
+            self._collect = partial(self._computed_staged, x, ids, weights, mark(bells.device))
         else:
             self._collect = partial(self._computed, x, ids, weights)
 
@@ -58,8 +58,10 @@ class Meeting:
         collect, self._collect = self._collect, None
         return collect(add)
 
-    def _called(self, x, ids, weights, out: torch.Tensor | None) -> None:
-        self.part.compute(*(None if part is None else part.numpy() for part in (x, ids, weights, out)))
+    def _called(self, x: torch.Tensor, *others: torch.Tensor | None) -> None:
+        """`others`: ids, weights, the answer."""
+        ids, weights, out = (None if part is None else part.numpy() for part in others)
+        self.part.compute(x.numpy(), ids, weights, out)
 
     def _computed(self, x, ids, weights, add: torch.Tensor | None) -> torch.Tensor | None:
         """Without a GPU."""
@@ -105,15 +107,18 @@ class Staging:
             self._memory[name] = torch.empty(size, dtype=torch.uint8, pin_memory=self._pin)
         return self._memory[name][:size].view(type).view(shape)
 
-    def fetch(self, *parts: torch.Tensor | None) -> list[torch.Tensor | None]:
-        """Copies of device tensors that are complete when the stream has come that far."""
-        copies = list[torch.Tensor | None]()
-        for name, part in zip(("x", "ids", "weights"), parts, strict=True):
-            copy = None if part is None else self.memory(name, tuple(part.shape), part.dtype)
-            if copy is not None:
-                copy.copy_(part, non_blocking=True)
-            copies.append(copy)
-        return copies
+    def fetch(
+        self, x: torch.Tensor, *others: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Copies of x, ids and weights, complete when the stream has come that far."""
+        ids, weights = (
+            None if part is None else self._copy(name, part)
+            for name, part in zip(("ids", "weights"), others, strict=True)
+        )
+        return self._copy("x", x), ids, weights
+
+    def _copy(self, name: str, source: torch.Tensor) -> torch.Tensor:
+        return self.memory(name, tuple(source.shape), source.dtype).copy_(source, non_blocking=True)
 
 
 class Doorbells:

@@ -65,9 +65,10 @@ def lines(device: Device, region: Region, local: Sequence[torch.Tensor | None]) 
     abort = torch.from_numpy(region.word(ABORT))
     made = []
     for i, numbers in enumerate(local):
-        arrays = map(torch.from_numpy, region.payload(i))
-        flags = torch.from_numpy(region.request(i)), torch.from_numpy(region.done(i)), abort
-        made.append(Line(*arrays, *flags, number if i == 0 else token, token, failed, numbers))
+        x, ids, weights, answer = map(torch.from_numpy, region.payload(i))
+        request, done = torch.from_numpy(region.request(i)), torch.from_numpy(region.done(i))
+        source = number if i == 0 else token
+        made.append(Line(x, ids, weights, answer, request, done, abort, source, token, failed, numbers))
     return made
 
 

@@ -73,7 +73,7 @@ def test_the_request_is_the_last_store(case, capability):
     stores = [at for at, line in enumerate(lines) if re.search(r"\bSTG?\.E", line) and at != flag]
     barrier = max(at for at, line in enumerate(lines) if re.search(r"BAR\.SYNC", line))
     assert max(stores) < barrier < fence < flag
-    assert re.search(r"@!?U?P\d", lines[flag]) or any("BRA" in line for line in lines[barrier:flag])
+    assert any(re.search(r"@!?P\d (EXIT|BRA)", line) for line in lines[barrier:flag]) or "@" in lines[flag]
 
 
 @pytest.mark.parametrize("capability", [89, 90])
