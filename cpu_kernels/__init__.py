@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .cache import cache_layer, read_cache, write_cache
     from .embedding import dequantize, embed
     from .experts import ffn, routed_experts
+    from .latent import write_latent
     from .matmul import linear, linear_heads
     from .norm_rope import rms_norm, rope
     from .pool import Pool
@@ -44,6 +45,7 @@ __all__ = [
     "route",
     "routed_experts",
     "write_cache",
+    "write_latent",
 ]
 
 # No module has the name of a verb: once imported, it would stand in the verb's place.
@@ -65,6 +67,7 @@ _HOME = {
     "route": "router",
     "routed_experts": "experts",
     "write_cache": "cache",
+    "write_latent": "latent",
 }
 
 
