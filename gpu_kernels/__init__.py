@@ -58,7 +58,8 @@ __all__ = [
     "route",
     "routed_experts",
     "silu_multiply",
-    "wait",
+    "take",
+    "wait_by_polling",
     "write_latent",
 ]
 
@@ -68,7 +69,7 @@ _HOME = {
     "Device": "device",
     "Gated": "gated",
     "Matrix": "matrix",
-    "Resident": "experts",
+    "Resident": "resident",
     "arrange": "arranged",
     "cache_layer": "cache",
     "dequantize": "dequantization",
@@ -84,7 +85,8 @@ _HOME = {
     "route": "router",
     "routed_experts": "experts",
     "silu_multiply": "silu",
-    "wait": "doorbell",
+    "take": "doorbell",
+    "wait_by_polling": "doorbell",
     "write_latent": "latent",
 }
 

@@ -1,12 +1,15 @@
 """The verbs of this package in plain torch, on any device: `twins.rms_norm` is `rms_norm_twin` of the kernel's module.
 
-Fallback where no kernel can run, oracle in the tests, baseline in the benchmark. Classes (Matrix, Device ...) are the
-same on both sides. A twin takes a `Device` like its kernel and asks it only for `empty` and `torch_device`.
+Fallback where no kernel can run, oracle in the tests, baseline in the benchmark. A twin takes a `Device` like its kernel
+and asks it only for `empty` and `torch_device`. Classes (Matrix, Device ...) are the same on both sides, and so is what
+launches nothing.
 """
 
 from importlib import import_module
 
 from . import _HOME
+
+_LAUNCH_NOTHING = {"cache_layer"}
 
 
 def __getattr__(name: str):
@@ -17,6 +20,6 @@ def __getattr__(name: str):
     if twin is not None:
         return twin
     verb = getattr(home, name)
-    if isinstance(verb, type):
+    if isinstance(verb, type) or name in _LAUNCH_NOTHING:
         return verb
     raise AttributeError(f"{home.__name__} has no {name}_twin")

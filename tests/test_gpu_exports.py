@@ -22,7 +22,7 @@ def test_every_name_has_its_home_and_its_twin(name: str) -> None:
     verb = getattr(gpu_kernels, name)
     assert verb is getattr(import_module(f"gpu_kernels.{HOMES[name]}"), name)
     twin = getattr(twins, name)
-    assert (twin is verb) == isinstance(verb, type)
+    assert (twin is verb) == (isinstance(verb, type) or name in twins._LAUNCH_NOTHING)
 
 
 def test_unknown_names() -> None:
