@@ -1,8 +1,8 @@
 """The verbs of this package in plain torch, on any device: `twins.rms_norm` is `rms_norm_twin` of the kernel's module.
 
-Fallback where no kernel can run, oracle in the tests, baseline in the benchmark. A twin takes a `Device` like its kernel
-and asks it only for `empty` and `torch_device`. Classes (Matrix, Device ...) are the same on both sides, and so is what
-launches nothing.
+Fallback where no kernel can run, oracle in the tests, baseline in the benchmark. A twin takes a `Device` like its
+kernel and asks it only for `empty` and `torch_device`. Classes (Matrix, Device ...) are the same on both sides, and so
+is what launches nothing.
 """
 
 from importlib import import_module
