@@ -85,6 +85,14 @@ def _arrange_kernel(x, values, sums, stride, S: tl.constexpr, BLOCK: tl.constexp
 
 
 @jit
+def half_factors(largest):
+    """What a row of this largest magnitude is multiplied by to be float16, below 2**8; and its products afterwards."""
+    # The exponent field: 2**7 <= largest x 2**(134 - exponent) < 2**8. Beyond 8 .. 254 the factors would not be finite.
+    exponent = tl.minimum(tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, 8), 254)
+    return ((261 - exponent) << 23).to(tl.float32, bitcast=True), ((exponent - 7) << 23).to(tl.float32, bitcast=True)
+
+
+@jit
 def _arrange_half_kernel(x, values, sums, scale, stride, S: tl.constexpr, BLOCK: tl.constexpr):
     """One program a row: its largest magnitude first, then the values; the row stays in the caches between."""
     token = tl.program_id(0).to(tl.int64)
@@ -95,10 +103,8 @@ def _arrange_half_kernel(x, values, sums, scale, stride, S: tl.constexpr, BLOCK:
         tile = tl.abs(tl.load(x + token * stride + column, mask=(s < S)[:, None, None], other=0.0))
         tile = tl.where(tile == tile, tile, 0.0)  # NaN stays in the values, not in the scale
         largest = tl.maximum(largest, tl.max(tl.max(tile, axis=2), axis=1))
-    # The exponent field: 2**7 <= largest x 2**(134 - exponent) < 2**8. Beyond 8 .. 254 the factors would not be finite.
-    exponent = tl.minimum(tl.maximum(tl.max(largest, axis=0).to(tl.int32, bitcast=True) >> 23, 8), 254)
-    down = ((261 - exponent) << 23).to(tl.float32, bitcast=True)
-    tl.store(scale + token, ((exponent - 7) << 23).to(tl.float32, bitcast=True))
+    down, up = half_factors(tl.max(largest, axis=0))
+    tl.store(scale + token, up)
     for start in range(0, S, BLOCK):
         s = start + tl.arange(0, BLOCK)
         column, p, at = _tile_offsets(s)
