@@ -60,6 +60,7 @@ class Case:
     shared: int = SHARED_LIMIT[90]
     contains: Mapping[str, int] = field(default_factory=dict)
     lacks: Sequence[str] = ()
+    long: bool = False  # compiled by the long tests only
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,11 @@ import pytest
 from gpu_kernels.compiled import check_metadata, letters, scratch_pointers
 from tests.gpu_compile import CAPABILITIES, SHARED_LIMIT, Binary, Case, cases, compiled, compiled_by_other, modules
 
-LISTED = [pytest.param(module, name, id=f"{module[6:]}: {name}") for module in modules() for name in cases(module)]
+LISTED = [
+    pytest.param(module, name, id=f"{module[6:]}: {name}", marks=pytest.mark.soak if case.long else ())
+    for module in modules()
+    for name, case in cases(module).items()
+]
 
 
 def hold(case: Case, binary: Binary) -> None:
