@@ -15,7 +15,7 @@ from .jit import cdiv, jit, next_power_of_2, tl
 from .matrix import Matrix
 
 THREADS = 128
-EACH = 4  # rows of a thread
+EACH, CROWDED_EACH = 4, 2  # rows of a thread; where 3 and 4 vectors would take more than 128 registers
 PROGRAMS = 4  # wanted for each multiprocessor before a program takes more rows than it must
 
 
@@ -118,14 +118,14 @@ def _matvec_kernel(
         tl.store(y + t * y_step + matrix * rows + n + tl.arange(0, ROWS), made[t])
 
 
-def tile(rows: int, count: int, blocks: int, sms: int) -> tuple[int, int]:
+def tile(rows: int, count: int, blocks: int, sms: int, each: int = EACH) -> tuple[int, int]:
     """(ROWS, BS) for `count` matrices of so many rows and sub-blocks, on a GPU of `sms` multiprocessors.
 
-    As few threads side by side as a warp has, so that a row is summed within a warp, and EACH rows a thread. Where that
-    leaves multiprocessors without work, first more threads a row, then fewer rows a thread. ROWS <= rows.
+    As few threads side by side as a warp has, so that a row is summed within a warp, and `each` rows a thread. Where
+    that leaves multiprocessors without work, first more threads a row, then fewer rows a thread. ROWS <= rows.
     """
     whole = next_power_of_2(blocks)
-    side, each = min(32, whole), EACH
+    side = min(32, whole)
     if blocks % side and blocks % (side // 2) == 0:
         side //= 2  # no idle threads at the end of a row
 
@@ -169,7 +169,8 @@ def matvec(device: Device, w: Matrix, x: Arranged, out: torch.Tensor | None = No
     """
     check_vectors("matvec", w, x)
     out = result(device, "matvec", w, x, out)
-    rows, side = tile(w.rows, w.count, w.columns // 32, device.sms)
+    each = CROWDED_EACH if w.format and w.format.crowded and x.shape[0] > 2 else EACH
+    rows, side = tile(w.rows, w.count, w.columns // 32, device.sms, each)
     grid = cdiv(w.rows, rows), w.count
     device.launch(
         _matvec_kernel, grid, *w.planes, x.values, x.sums, out, w.rows, out.stride(0),

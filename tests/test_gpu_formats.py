@@ -209,6 +209,7 @@ def test_tiles_keep_every_multiprocessor_busy() -> None:
     assert tile(7168, 1, 576, 132) == (8, 64)
     assert tile(576, 1, 224, 132) == (1, 128)
     assert tile(128, 128, 16, 132) == (16, 16)
+    assert tile(129_280, 1, 224, 132, 2) == (8, 32)
 
 
 DIVISIBLE = ("codes", "high", "scales", "blocks", "values", "sums")
@@ -260,7 +261,8 @@ def arrangement(kernel: object, columns: int) -> Case:
 
 CASES = [
     *(product(type, 7168, 1, 16, 32) for type in TYPES),
-    *(product(type, 7168, 4, 16, 32) for type in ("Q4_K",)),
+    product("Q4_K", 7168, 4, 16, 32),
+    product("Q6_K", 7168, 4, 8, 32),
     product("Q4_K", 7168, 1, 4, 128),
     arrangement(_arrange_kernel, 7168),
     arrangement(_arrange_half_kernel, 7168),

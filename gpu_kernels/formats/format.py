@@ -56,6 +56,7 @@ class Format:
     halves: int = 1  # scales in a sub-block
     minimum: bool = False
     scaled: bool = True  # False: the code is the weight; `scale` is not called
+    crowded: bool = False  # decoding takes many registers
 
     @property
     def constants(self) -> dict[str, Any]:

@@ -53,4 +53,4 @@ def scale(scales, blocks, row, s, mask, S: tl.constexpr):
     return d, d, d
 
 
-FORMAT = Format("IQ4_XS", 256, 136, rearrange, dequantize, unpack, code, scale)
+FORMAT = Format("IQ4_XS", 256, 136, rearrange, dequantize, unpack, code, scale, crowded=True)

@@ -32,4 +32,4 @@ def code(first, second, P: tl.constexpr):
         return byte(second, P // 2, 31, 16)
 
 
-FORMAT = Format("Q5_0", 32, 22, rearrange, dequantize, unpack, code, scale)
+FORMAT = Format("Q5_0", 32, 22, rearrange, dequantize, unpack, code, scale, crowded=True)

@@ -46,4 +46,4 @@ def code(first, second, P: tl.constexpr):
         return byte(second, P // 2, 31, 0)
 
 
-FORMAT = Format("Q5_K", 256, 176, rearrange, dequantize, unpack, code, scale, minimum=True)
+FORMAT = Format("Q5_K", 256, 176, rearrange, dequantize, unpack, code, scale, minimum=True, crowded=True)

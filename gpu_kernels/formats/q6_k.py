@@ -65,4 +65,4 @@ def scale(scales, blocks, row, s, mask, S: tl.constexpr):
     return d * field(both, 0, 255, 128), d * field(both, 8, 255, 128), d
 
 
-FORMAT = Format("Q6_K", 256, 210, rearrange, dequantize, unpack, code, scale, halves=2)
+FORMAT = Format("Q6_K", 256, 210, rearrange, dequantize, unpack, code, scale, halves=2, crowded=True)
