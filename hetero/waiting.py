@@ -88,7 +88,7 @@ def passes(reached: Callable[[], bool], patience: float) -> bool:
         waited = monotonic() - began
         if waited > patience:
             return False
-        sleep(0 if waited < 1e-3 else 1e-4)
+        sleep(0 if waited < 5e-3 else 1e-4)  # the end of a decoded token is awaited closely
     return True
 
 

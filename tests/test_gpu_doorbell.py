@@ -11,7 +11,7 @@ from gpu_kernels.device import Device
 from gpu_kernels.doorbell import Line, ring_kernel, take_kernel, wait_kernel
 from gpu_kernels.driver import CALLS, Driver, Operation
 from tests.fake_cuda import FakeCuda
-from tests.gpu_compile import Case, compiled
+from tests.gpu_compile import CAPABILITIES, Binary, Case, compiled, compiled_by_other
 
 _POINTERS = {
     name: "*i32" if name in ("ids", "local", "to_ids", "number", "token", "request") else "*fp32"
@@ -53,8 +53,8 @@ CASES = [
 ]  # fmt: skip
 
 
-def instructions(case: Case, capability: int) -> list[str]:
-    return [line for line in compiled(case, capability).sass.splitlines() if re.search(r"/\*[0-9a-f]{4,}\*/", line)]
+def instructions(binary: Binary) -> list[str]:
+    return [line for line in binary.sass.splitlines() if re.search(r"/\*[0-9a-f]{4,}\*/", line)]
 
 
 def only(lines: list[str], pattern: str) -> int:
@@ -64,16 +64,28 @@ def only(lines: list[str], pattern: str) -> int:
     return found[0]
 
 
-@pytest.mark.parametrize("capability", [89, 90])
-@pytest.mark.parametrize("case", CASES[:3], ids=[case.name for case in CASES[:3]])
-def test_the_request_is_the_last_store(case, capability):
+def assert_request_last(lines: list[str]) -> None:
     """payload, barrier of the whole block, fence of the whole system, and then the flag, by one thread."""
-    lines = instructions(case, capability)
     flag, fence = only(lines, RELEASE), only(lines, r"MEMBAR.*\.SYS")
     stores = [at for at, line in enumerate(lines) if re.search(r"\bSTG?\.E", line) and at != flag]
     barrier = max(at for at, line in enumerate(lines) if re.search(r"BAR\.SYNC", line))
     assert max(stores) < barrier < fence < flag
     assert any(re.search(r"@!?P\d (EXIT|BRA)", line) for line in lines[barrier:flag]) or "@" in lines[flag]
+
+
+@pytest.mark.parametrize("capability", [89, 90])
+@pytest.mark.parametrize("case", CASES[:3], ids=[case.name for case in CASES[:3]])
+def test_the_request_is_the_last_store(case, capability):
+    assert_request_last(instructions(compiled(case, capability)))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_request_is_the_last_store_everywhere(capability):
+    others = compiled_by_other(__name__, CAPABILITIES)
+    for case in CASES[:3]:
+        assert_request_last(instructions(compiled(case, capability)))
+        assert_request_last(instructions(others[case.name, capability]))
 
 
 @pytest.mark.parametrize("capability", [89, 90])
