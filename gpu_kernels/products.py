@@ -6,8 +6,9 @@ above, and raw types  a slab of rows as float16 in at most SCRATCH bytes, then t
                       decoding costs as much as some 100 tokens and is paid once for all of them
 F32                   torch's product in full float32
 
-torch may add up float16 products in float16 where a product is split over its columns, unless
-torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction is off: `Device.cuda` turns it off, and TF32 too.
+Products of float16 are asked for with float32 results. cuBLAS may add the parts of a split product in the type of the
+result (cublasMath_t, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION), so nothing is ever added in float16, whatever
+torch.backends.cuda.matmul says. That TF32 stays off for float32 products is torch's default.
 """
 
 from collections.abc import Iterator, Sequence
