@@ -1,5 +1,7 @@
 """Weights in VRAM: the layout holds every bit of the file, and the code that decodes it is what makes it fast."""
 
+import re
+
 import gguf
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from gpu_kernels.arranged import _arrange_half_kernel, _arrange_kernel
 from gpu_kernels.formats import FORMATS, Format, Planes, iq4_xs
 from gpu_kernels.matrix import format_of, row_bytes
 from gpu_kernels.matvec import THREADS, _matvec_kernel, tile
-from tests.gpu_compile import Case
+from tests.gpu_compile import Case, compiled
 from tests.random_weights import random_weights, values_of
 
 TYPES = sorted(FORMATS)
@@ -267,3 +269,14 @@ CASES = [
     arrangement(_arrange_kernel, 7168),
     arrangement(_arrange_half_kernel, 7168),
 ]
+
+
+def test_inline_assembly_says_what_the_interpreter_computes() -> None:
+    """The one thing that no interpreter runs: mask and exponent of each nibble, and the function that joins them."""
+    pytest.importorskip("triton")
+    found = re.findall(r"lop3\.b32 %r\d+, %r\d+, (\d+), (\d+), 0xEA;", compiled(CASES[TYPES.index("Q4_K")], 89).ptx)
+    places = (0, 4, 8, 12, 16)  # in the word, or in the word moved down by 12
+    assert {(int(mask), int(exponent)) for mask, exponent in found} == {(15 << b, (150 - b) << 23) for b in places}
+    for bit in range(8):
+        a, b, c = bit >> 2, bit >> 1 & 1, bit & 1
+        assert 0xEA >> bit & 1 == a & b | c
