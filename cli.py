@@ -73,10 +73,10 @@ class RunFlags:
     kv: Annotated[Literal["f32", "f16", "q8_0"], Option(help="Type of the KV cache.")] = "f16"
     threads: Annotated[int | None, Option(help="CPU threads [one per physical core].")] = None
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], Option(help="Where to compute; this version does on the CPU.")
+        Literal["auto", "cpu", "cuda"], Option(help="Where to compute [on a GPU too, if there is one].")
     ] = "auto"
     gpu_memory: Annotated[
-        int | None, Option(parser=size, metavar="SIZE", help="GPU memory, as 24GiB; not in this version.")
+        int | None, Option(parser=size, metavar="SIZE", help="At most so much GPU memory, as 24GiB [what is free].")
     ] = None
     memory: Annotated[
         int | None, Option(parser=size, metavar="SIZE", help="At most so much main memory, as 384GiB [what is free].")
@@ -90,7 +90,7 @@ class RunFlags:
     )
     plan: Annotated[str | None, Option(metavar="FILE", help="Run this plan, as `hetero plan --json` prints it.")] = None
     graph: Annotated[
-        bool | None, Option("--graph/--no-graph", help="Decode from one CUDA Graph; not in this version.")
+        bool | None, Option("--graph/--no-graph", help="Decode from CUDA Graphs [where there is a GPU].")
     ] = None
     sessions: Annotated[str | None, Option(metavar="DIR", help="Keep KV caches between runs; not in this version.")] = (
         None
@@ -195,7 +195,7 @@ class PlanFlags:
     kv: Annotated[Literal["f32", "f16", "q8_0"] | None, Option(help="Type of the KV cache [f16].")] = None
     threads: Annotated[int | None, Option(min=1, help="CPU threads [one per physical core].")] = None
     device: Annotated[
-        Literal["auto", "cpu", "cuda"] | None, Option(help="Where to compute [cpu; of another machine: auto].")
+        Literal["auto", "cpu", "cuda"] | None, Option(help="Where to compute [auto: on a GPU too, if it can be used].")
     ] = None
     memory: Annotated[
         int | None,

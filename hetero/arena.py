@@ -1,5 +1,6 @@
 """The arena: one stretch of memory, or of a file, with every tensor of a model in the layout its kernels like best."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -23,6 +24,7 @@ class Slot:
     start: int = 0  # byte of the arena
     column: int = 0  # byte of the file's rows with which this part of a tensor begins
     node: int | None = None  # index of the NUMA node whose part it is
+    experts: tuple[int, ...] | None = None  # of the tensor's, those that it holds; None: all
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -30,25 +32,52 @@ class Slot:
         if self.layout == "gguf":
             return self.tensor.data.shape
         *stack, rows, row_bytes = self.tensor.data.shape
-        return prod(stack), row_groups(rows), LANES * row_bytes
+        count = prod(stack) if self.experts is None else len(self.experts)
+        return count, row_groups(rows), LANES * row_bytes
 
     @property
     def nbytes(self) -> int:
         return prod(self.shape)
 
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """What it is read from, (offset, bytes) of the file."""
+        tensor = self.tensor
+        if self.experts is None:
+            return [(tensor.offset, tensor.nbytes)]
+        size = tensor.nbytes // tensor.shape[0]
+        return [(tensor.offset + first * size, (end - first) * size) for first, end in stretches(self.experts)]
 
-def plan(file: GGUFFile, config: ModelConfig) -> list[Slot]:
-    """A slot for each tensor of the main model, in the order of the file; multi-token-prediction layers stay there."""
+
+Left = Callable[[str], tuple[int, ...] | None]
+
+
+def plan(file: GGUFFile, config: ModelConfig, left: Left = lambda name: None) -> list[Slot]:
+    """A slot for each tensor of the main model, in the order of the file; multi-token-prediction layers stay there.
+
+    `left(name)`: which experts of a tensor are left for the arena, none of those of one that goes elsewhere as a whole;
+    None: all of the tensor.
+    """
     skipped = tuple(f"blk.{i}." for i in range(config.layers, config.layers + config.nextn_layers))
     slots = list[Slot]()
     for name, tensor in sorted(file.tensors.items(), key=lambda item: (item[1].file, item[1].offset)):
-        if name.startswith(skipped):
+        experts = left(name)
+        if name.startswith(skipped) or experts == ():
             continue
         layouts = {name: _layout(name, tensor, config)}
         if name == "token_embd.weight" and "output.weight" not in file.tensors:
             layouts["output.weight"] = "x16"
-        slots += [Slot(target, tensor, layout) for target, layout in layouts.items()]
+        slots += [Slot(target, tensor, layout, experts=experts) for target, layout in layouts.items()]
     return arrange(slots)
+
+
+def stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Of ascending numbers, [first, end) of those without gaps between them."""
+    first = 0
+    for i in range(1, len(numbers) + 1):
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
+            yield numbers[first], numbers[i - 1] + 1
+            first = i
 
 
 def arrange(slots: list[Slot]) -> list[Slot]:
@@ -77,5 +106,6 @@ def place(slots: list[Slot], arena: np.ndarray, path: Path | None = None) -> dic
     tensors = {}
     for slot in slots:
         data = arena[slot.start : slot.start + slot.nbytes].reshape(slot.shape)
-        tensors[slot.name] = replace(slot.tensor, name=slot.name, data=data, layout=slot.layout, path=path)
+        shape = slot.tensor.shape if slot.experts is None else (len(slot.experts), *slot.tensor.shape[-2:])
+        tensors[slot.name] = replace(slot.tensor, name=slot.name, shape=shape, data=data, layout=slot.layout, path=path)
     return tensors

@@ -8,67 +8,54 @@ The cache holds C + R values per token and layer. Two ways to use them give the 
 docs/mla.md shows the arithmetic.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cpu_kernels import (
-    Matrix,
-    Pool,
-    dequantize,
-    linear_heads,
-    linear_heads_transposed,
-    mla_absorbed,
-    mla_expanded,
-    rms_norm,
-    rope,
-    write_cache,
-)
 from hetero.config import ModelConfig
 from hetero.linear import Linear
 from hetero.rope import softmax_scale
+from hetero.side import Array, Side
+
+
+class Run(NamedTuple):
+    """Tokens of one sequence for expanded attention."""
+
+    sequence: int
+    tokens: np.ndarray  # int64 [t], their indices
+    pages: int  # that hold them and what they attend to
 
 
 @dataclass(frozen=True)
 class Step:
-    """What every layer's attention needs to know of one batch."""
+    """What every layer's attention needs to know of one batch; arrays of the side that computes it."""
 
-    positions: np.ndarray  # int32 [T]
-    sequence: np.ndarray  # int32 [T], row of the block table
-    block_table: np.ndarray  # int32 [S, P], pages of each sequence
-    slots: np.ndarray  # int64 [T], page * 64 + offset: where this batch's tokens are cached
-    cos: np.ndarray  # float32 [T, R/2]
-    sin: np.ndarray
-    runs: tuple[tuple[int, np.ndarray], ...]  # (sequence, its token indices) for expanded attention
-    few: np.ndarray  # int64 [t]: token indices for absorbed attention
+    positions: Array  # int32 [T]
+    sequence: Array  # int32 [T], row of the block table
+    block_table: Array  # int32 [S, P], pages of each sequence
+    slots: Array  # int64 [T], page * 64 + offset: where this batch's tokens are cached
+    cos: Array  # float32 [T, R/2]
+    sin: Array
+    runs: tuple[Run, ...]
+    few: np.ndarray  # int64 [t]: token indices for absorbed attention; numpy's on every side, as those of runs
 
 
 @dataclass(frozen=True)
 class KvUp:
     """W_uk, W_uv of all heads: split (attn_k_b transposed [H, C, N], attn_v_b [H, V, C]) or rows of one attn_kv_b."""
 
-    k_b: Matrix
-    v_b: Matrix
+    k_b: Any  # Matrix of its side, as is v_b
+    v_b: Any
     k_transposed: bool
-
-    def absorb(self, pool: Pool, q_nope: np.ndarray) -> np.ndarray:
-        """[T, H, N] -> [T, H, C]"""
-        return (linear_heads if self.k_transposed else linear_heads_transposed)(pool, self.k_b, q_nope)
-
-    def values(self, pool: Pool, latent: np.ndarray) -> np.ndarray:
-        """[T, H, C] -> [T, H, V]"""
-        return linear_heads(pool, self.v_b, latent)
-
-    def expand(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-        """float32 W_uk [H, N, C], or [H, C, N] if transposed, and W_uv [H, V, C] of this one layer."""
-        return dequantize(pool, self.k_b), dequantize(pool, self.v_b)
 
 
 @dataclass(frozen=True)
 class QueryUp:
     """From the query latent to the heads: attn_q_b · norm(latent)."""
 
-    attn_q_a_norm: np.ndarray
+    attn_q_a_norm: Array
     attn_q_b: Linear
 
 
@@ -78,7 +65,7 @@ class MLAWeights:
 
     attn_a: Linear
     query_up: QueryUp | None  # None without q_lora
-    attn_kv_a_norm: np.ndarray
+    attn_kv_a_norm: Array
     attn_kv_b: KvUp
     attn_output: Linear
 
@@ -99,27 +86,26 @@ def absorbed_limit(config: ModelConfig) -> int:
 
 
 class MLA:
-    def __init__(self, config: ModelConfig, weights: MLAWeights, pool: Pool):
-        self.weights, self.pool, self.eps = weights, pool, config.rms_eps
+    def __init__(self, config: ModelConfig, weights: MLAWeights, side: Side):
+        self.weights, self.side, self.eps = weights, side, config.rms_eps
         self.heads, self.nope, self.latent = config.heads, config.nope_dim, config.kv_lora_rank
         self.q_rows = config.q_lora_rank or config.heads * (config.nope_dim + config.rope.dimension)
         self.scale = softmax_scale(config)
+        self.absorb = side.linear_heads if weights.attn_kv_b.k_transposed else side.linear_heads_transposed
 
-    def project(self, x: np.ndarray, step: Step, layer: np.ndarray) -> np.ndarray:
+    def project(self, x: Array, step: Step, layer: Any) -> Array:
         """Writes this batch's latents into the cache `layer`; returns the rotated queries [T, H, N + R]."""
-        w, pool = self.weights, self.pool
+        w, side = self.weights, self.side
         both = w.attn_a(x)  # [T, Q + C + R]
-        q, kv = both[:, : self.q_rows], both[:, self.q_rows :]
+        q = both[:, : self.q_rows]
         if w.query_up is not None:
-            q = w.query_up.attn_q_b(rms_norm(pool, q, w.query_up.attn_q_a_norm, self.eps))
+            q = w.query_up.attn_q_b(side.rms_norm(q, w.query_up.attn_q_a_norm, self.eps))
         q = q.reshape(len(x), self.heads, -1)  # a view: rows may be strided
-        key = kv[:, self.latent :]  # [T, R], shared by all heads
-        rope(pool, q[:, :, self.nope :], step.cos, step.sin)
-        rope(pool, key, step.cos, step.sin)
-        write_cache(pool, layer, rms_norm(pool, kv[:, : self.latent], w.attn_kv_a_norm, self.eps), key, step.slots)
+        side.rope(q[:, :, self.nope :], step.cos, step.sin)
+        side.write_latent(both, self.q_rows, w.attn_kv_a_norm, self.eps, step, layer)
         return q
 
-    def __call__(self, x: np.ndarray, step: Step, layer: np.ndarray) -> np.ndarray:
+    def __call__(self, x: Array, step: Step, layer: Any) -> Array:
         """x [T, hidden] normalised -> [T, hidden]. Reads back what the cache holds, for the current tokens too."""
         q = self.project(x, step, layer)
         if not step.runs:
@@ -128,25 +114,31 @@ class MLA:
             values = self.attend_mixed(q, step, layer)
         return self.weights.attn_output(values.reshape(len(x), -1))
 
-    def attend_absorbed(self, q, step: Step, layer, sequence, positions) -> np.ndarray:
+    def attend_absorbed(self, q: Array, step: Step, layer: Any, sequence: Array, positions: Array) -> Array:
         """[T, H, N + R] -> [T, H, V]"""
-        absorbed, rotated = self.weights.attn_kv_b.absorb(self.pool, q[:, :, : self.nope]), q[:, :, self.nope :]
-        latent = mla_absorbed(self.pool, absorbed, rotated, layer, step.block_table, sequence, positions, self.scale)
-        return self.weights.attn_kv_b.values(self.pool, latent)
+        side, up = self.side, self.weights.attn_kv_b
+        absorbed, rotated = self.absorb(up.k_b, q[:, :, : self.nope]), q[:, :, self.nope :]  # [T, H, C], [T, H, R]
+        latent = side.mla_absorbed(absorbed, rotated, layer, step.block_table, sequence, positions, self.scale)
+        return side.linear_heads(up.v_b, latent)
 
-    def attend_mixed(self, q, step: Step, layer) -> np.ndarray:
+    def attend_mixed(self, q: Array, step: Step, layer: Any) -> Array:
         """Long runs of one sequence expanded, the remaining tokens absorbed."""
-        k_up, v_up = self.weights.attn_kv_b.expand(self.pool)
+        side, up = self.side, self.weights.attn_kv_b
+        expanded = side.expand(up.k_b, up.v_b)
         if len(step.runs) == 1 and not len(step.few):
-            return self.attend_expanded(q, k_up, v_up, step, layer, step.runs[0][0], step.positions)
-        values = np.empty((len(q), self.heads, v_up.shape[1]), np.float32)
-        for sequence, at in step.runs:
-            values[at] = self.attend_expanded(q[at], k_up, v_up, step, layer, sequence, step.positions[at])
-        if len(step.few):
-            few = step.few
-            values[few] = self.attend_absorbed(q[few], step, layer, step.sequence[few], step.positions[few])
-        return values
+            return self.attend_expanded(q, expanded, step, layer, step.runs[0], step.positions)
+        return side.assembled(self.attended_parts(q, expanded, step, layer), len(q))
 
-    def attend_expanded(self, q, k_up, v_up, step: Step, layer, sequence: int, positions) -> np.ndarray:
-        row, transposed = step.block_table[sequence], self.weights.attn_kv_b.k_transposed
-        return mla_expanded(self.pool, q, k_up, v_up, layer, row, positions, self.scale, transposed)
+    def attended_parts(self, q: Array, expanded: Any, step: Step, layer: Any) -> Iterator[tuple[np.ndarray, Array]]:
+        """Token indices [t] and their values [t, H, V]"""
+        rows, few = self.side.rows, step.few
+        for run in step.runs:
+            own, positions = rows(q, run.tokens), rows(step.positions, run.tokens)
+            yield run.tokens, self.attend_expanded(own, expanded, step, layer, run, positions)
+        if len(few):
+            sequences, positions = rows(step.sequence, few), rows(step.positions, few)
+            yield few, self.attend_absorbed(rows(q, few), step, layer, sequences, positions)
+
+    def attend_expanded(self, q: Array, expanded: Any, step: Step, layer: Any, run: Run, positions: Array) -> Array:
+        row, transposed = step.block_table[run.sequence, : run.pages], self.weights.attn_kv_b.k_transposed
+        return self.side.mla_expanded(q, expanded, layer, row, positions, self.scale, transposed)

@@ -107,6 +107,10 @@ def _checked(what: Bench, run: RunConfig) -> tuple[dict[str, Any], RunConfig, Sl
         ):
             if other:
                 raise RequestError(f"{other} with --synthetic", reason, "leave out one of them")
+        if run.device == "cuda":
+            limit = "layers are timed one by one, on the CPU"
+            raise UnsupportedError("--device cuda with --synthetic", limit, "leave out --device")
+        run = replace(run, device="cpu")
         made = make_slice(what.synthetic, what.layers, run, run.context or what.context)
         report = slice_report(made, whole=False)
     elif what.layers is not None:
@@ -231,7 +235,7 @@ def _document(what: Bench, run: RunConfig, report: dict[str, Any], ours: Rounds)
         "depth": what.depth,
         "repeat": what.repeat,
         **ours.speeds(),
-        "decode_ceiling_tokens_per_second": bandwidth / (weights + cache),
+        "decode_ceiling_tokens_per_second": ours.facts["predicted"].get("ceiling") or bandwidth / (weights + cache),
         "read_bandwidth_bytes_per_second": bandwidth,
         "weight_bytes_per_token": weights,
         "kv_bytes_at_depth": cache,

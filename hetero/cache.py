@@ -3,6 +3,9 @@
 576 values per token and layer (kv_lora + rope) instead of heads x (nope + rope + value): 40,960 for DeepSeek-V3.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from cpu_kernels import cache_layer
@@ -15,9 +18,12 @@ class LatentCache:
     """Room for `run.sequences` sequences of `context` tokens each. Pages are handed out as a sequence grows.
 
     Whether the memory holds it is for the plan to say (hetero.planning). UnsupportedError: not in this type.
+    `elsewhere`: makes what holds the first layers, that many, as `cache_layer` does the others.
     """
 
-    def __init__(self, config: ModelConfig, run: RunConfig, context: int):
+    def __init__(
+        self, config: ModelConfig, run: RunConfig, context: int, elsewhere: tuple[int, Callable[..., Any]] | None = None
+    ):
         self.context = context
         pages = -(-context // PAGE)
         width = config.cache_width
@@ -27,7 +33,9 @@ class LatentCache:
                 f"its blocks hold {BLOCK} values",
                 "use --kv f16",
             )
-        self.layers = [cache_layer(pages * run.sequences, run.kv, width) for _ in range(config.layers)]
+        first, make = elsewhere or (0, cache_layer)
+        makers = [make] * first + [cache_layer] * (config.layers - first)
+        self.layers = [make(pages * run.sequences, run.kv, width) for make in makers]
         self.block_table = np.zeros((run.sequences, pages), np.int32)
         self.free_pages = list(range(pages * run.sequences - 1, -1, -1))
         self.tokens: list[list[int]] = [[] for _ in range(run.sequences)]  # what each sequence's pages hold

@@ -74,12 +74,14 @@ class Hetero:
         return time_by_part(self.engine, [0] * min(PARTS_STEPS, self.engine.context - depth))
 
     def predict(self, depth: int, prompt: int) -> dict[str, float]:
-        """What the planner says, tokens per second: decoding after so many tokens, and a prompt."""
+        """What the planner says, tokens per second: decoding after so many tokens, and a prompt; with a GPU, whose
+        bandwidth is another, the ceiling of decoding."""
         speed = self.predictor()
-        return {
-            "decode": speed.decode(depth).tokens_per_second,
-            "prefill": speed.prefill(prompt).tokens_per_second,
-        }
+        decode = speed.decode(depth)
+        found = {"decode": decode.tokens_per_second, "prefill": speed.prefill(prompt).tokens_per_second}
+        if self.engine.model.gpu is not None:
+            found["ceiling"] = decode.ceiling_tokens_per_second
+        return found
 
     def predictor(self) -> Predictor:
         return predictor(self.engine)

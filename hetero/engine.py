@@ -29,7 +29,7 @@ CHUNK = 1024
 class Engine:
     """One model, one cache, one request at a time. `generate` and `logits` use the cache's first sequence.
 
-    `planned`: what was carried out to load it.
+    `planned`: what was carried out to load it. `model`: bound already; None: it is bound to the CPU.
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class Engine:
         cache: LatentCache,
         pool: Pool,
         planned: "Planned | None" = None,
+        model: Model | None = None,
     ):
         self.file, self.config, self.run, self.cache, self.pool, self.planned = file, config, run, cache, pool, planned
         self.context = cache.context
-        self.model: Model = place_weights(file, config, pool)
+        self.model: Model = model or place_weights(file, config, pool)
         self.telemetry = Telemetry()
         self.failure: FileError | None = None  # that ended a pass: its pool cannot be used any more
         self.requests = 0  # begun so far; an answer cannot go on once another request has changed the cache
@@ -169,5 +170,6 @@ class Engine:
         self.cache.truncate(0, 0)
 
     def close(self) -> None:
+        self.model.close()
         self.pool.close()
         self.file.close()

@@ -36,8 +36,8 @@ class ExpertCounter:
 
     def _count(self, tokens: int) -> None:
         """What the last pass, of so many tokens, chose."""
-        for counts, mixture in zip(self.counts, self._engine.model.mixtures, strict=True):
-            counts += np.bincount(mixture.chosen.ravel(), minlength=len(counts))
+        for counts, chosen in zip(self.counts, self._engine.model.choices(), strict=True):
+            counts += np.bincount(chosen.ravel(), minlength=len(counts))
         self.tokens += tokens
 
     def document(self) -> dict[str, Any]:

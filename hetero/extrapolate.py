@@ -111,7 +111,7 @@ class SyntheticHetero(Hetero):
             twin.blocks = [*twin.blocks, engine.model.blocks[0]]
             seconds = self._pass(twin, [*layers, spare], chunk, np.empty(0, np.int64))
             found.append(_times(stamps, seconds))
-        self.touched["prefill"] = self._experts(len(chunk), [mixture.chosen for mixture in engine.model.mixtures])
+        self.touched["prefill"] = self._experts(len(chunk), engine.model.choices())
         engine.forget()
         attention, feed_forward = (
             np.sum([getattr(row, part) for row in found], axis=0).tolist() for part in ("attention", "feed_forward")
@@ -157,7 +157,7 @@ class SyntheticHetero(Hetero):
         engine.forget()
         for id in ids:
             engine.scores([id])
-            chosen.append([mixture.chosen.copy() for mixture in engine.model.mixtures])
+            chosen.append([ids.copy() for ids in engine.model.choices()])
         return self._experts(len(ids), [np.concatenate(rows) for rows in zip(*chosen, strict=True)])
 
     def _experts(self, tokens: int, chosen: list[np.ndarray]) -> dict[str, float]:

@@ -1,15 +1,16 @@
-"""A weight matrix bound to its kernel, and several matrices with the same input fused into one product."""
+"""A weight matrix bound to where it is multiplied, and several matrices with the same input fused into one product."""
 
-import numpy as np
+from typing import Any
 
-from cpu_kernels import Matrix, Pool, linear
+from hetero.side import Array, Side
 
 
 class Linear:
     """y[T, M] = x[T, K] · Wᵀ, float32 in and out, W in its quantized blocks. Several matrices share out M."""
 
-    def __init__(self, pool: Pool, *matrices: Matrix):
-        self.pool, self.matrices = pool, matrices
+    def __init__(self, side: Side, *matrices: Any):
+        self.side, self.matrices = side, matrices
+        self._multiply = side.linear
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return linear(self.pool, self.matrices, x)
+    def __call__(self, x: Array) -> Array:
+        return self._multiply(self.matrices, x)

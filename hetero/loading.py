@@ -10,6 +10,7 @@ from hetero.config import ModelConfig, RunConfig
 from hetero.errors import FileError
 from hetero.file_faults import file_faults
 from hetero.gguf import GGUFFile, Tensor, open_gguf
+from hetero.places import places
 from hetero.planning import Planned, plan_to_run
 from hetero.prefetch import prefetch
 from hetero.sizes import format_size
@@ -18,6 +19,7 @@ from hetero.tensors import check_tensors
 if TYPE_CHECKING:
     from cpu_kernels import Pool
     from hetero.engine import Engine
+    from hetero.gpu_loading import GpuLoad
     from hetero.tokenizer import Tokenizer
 
 Progress = Callable[[str, int, int], None]  # stage, done, total; total 0 where it is not known
@@ -40,6 +42,7 @@ def load(
     from hetero.tokenizer import Tokenizer
 
     run, report = run or RunConfig(), progress or (lambda stage, done, total: None)
+    say = notice or (lambda sentence: None)
     with ExitStack() as undo:
         file = undo.enter_context(open_gguf(path))
         config = ModelConfig.from_gguf(file)
@@ -49,21 +52,38 @@ def load(
             found = f"{file.paths[0].name}: its tokenizer has {tokenizer.vocab_size:,} tokens"
             raise FileError(found, f"the model has {config.vocab_size:,}", "convert the model again")
         planned = plan_to_run(file, config, run)
-        cache = LatentCache(config, run, run.context or planned.context)
-        weights = WeightSource(file, plan(file, config), run, planned, notice or (lambda sentence: None))
+        gpu = gpu_load(planned, run)
+        cache = LatentCache(config, run, run.context or planned.context, gpu.cache if gpu else None)
+        slots = plan(file, config, gpu.places.left) if gpu else plan(file, config)
+        weights = WeightSource(file, slots, run, planned, say)
         kernels = "preparing kernels" if CACHED else "compiling kernels for this CPU, once, about a minute"
         report(kernels, 0, 0)
         from hetero.engine import Engine  # here: naming the kernels compiles them
 
         pool = undo.enter_context(Pool(planned.plan.threads))
         with file_faults(file):
+            whole = dict(file.tensors)
             file.tensors = weights.tensors(pool, report)
+            model = gpu.bind(file, whole, config, pool, report) if gpu else None
+            if gpu and model:
+                undo.callback(model.close)
+                gpu.report(planned.gpu_bytes, say)
             report(kernels, 0, 0)
-            engine = Engine(file, config, run, cache, pool, planned)
+            engine = Engine(file, config, run, cache, pool, planned, model)
             engine.model.rehearse(cache.layers)
         note_compiled()
         undo.pop_all()
     return engine, tokenizer
+
+
+def gpu_load(planned: Planned, run: RunConfig) -> "GpuLoad | None":
+    """None: the plan leaves the GPU alone. UnsupportedError where there is none, or it is to do what it cannot."""
+    on_gpu = places(planned)
+    if on_gpu is None:
+        return None
+    from hetero.gpu_loading import GpuLoad  # here: it needs torch
+
+    return GpuLoad(on_gpu, graph=run.graph is not False)
 
 
 class WeightSource:
@@ -92,8 +112,8 @@ class WeightSource:
 
     def _mapped(self) -> dict[str, Tensor]:
         """As they are; what the plan keeps in memory as a whole is read in the background."""
-        wanted = [slot.tensor for slot in self.slots if slot.tensor.name not in self.planned.on_disk]
-        prefetch((self.file.paths[tensor.file], tensor.offset, tensor.nbytes) for tensor in wanted)
+        wanted = [slot for slot in self.slots if slot.tensor.name not in self.planned.on_disk]
+        prefetch((self.file.paths[slot.tensor.file], *part) for slot in wanted for part in slot.ranges)
         return self.file.tensors
 
     def _read(self, pool: "Pool", progress: Progress) -> dict[str, Tensor]:

@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from cpu_kernels import Matrix, embed, rms_norm
-from hetero.attention import MLA, Step, absorbed_limit
+from cpu_kernels import Matrix
+from hetero.attention import MLA, Run, Step, absorbed_limit
 from hetero.cache import PAGE
 from hetero.config import ModelConfig
 from hetero.linear import Linear
 from hetero.moe import DenseFFN, MoE
 from hetero.recorded import MOST_TOKENS, RecordedStep
 from hetero.rope import inverse_frequencies, rotations
+from hetero.side import Array, CpuSide
 
 
 @dataclass(frozen=True)
@@ -29,31 +30,34 @@ class Batch:
 
 @dataclass(frozen=True)
 class Block:
-    attn_norm: np.ndarray
+    attn_norm: Array
     attention: MLA
-    ffn_norm: np.ndarray
+    ffn_norm: Array
     feed_forward: DenseFFN | MoE
 
 
+@dataclass(frozen=True)
+class Ends:
+    """What stands before the blocks and behind them."""
+
+    token_embd: Matrix
+    output_norm: Array
+    output: Linear
+
+
 class Model:
-    def __init__(
-        self, config: ModelConfig, token_embd: Matrix, blocks: list[Block], output_norm: np.ndarray, output: Linear
-    ):
-        self.config, self.token_embd, self.blocks, self.output_norm, self.output = (
-            config,
-            token_embd,
-            blocks,
-            output_norm,
-            output,
-        )
-        self.pool = output.pool
+    gpu: Any = None  # the other side, of a HybridModel
+
+    def __init__(self, config: ModelConfig, blocks: list[Block], ends: Ends, cpu: CpuSide):
+        self.config, self.blocks, self.cpu, self.pool = config, blocks, cpu, cpu.pool
+        self.token_embd, self.output_norm, self.output = ends.token_embd, ends.output_norm, ends.output
         self.mixtures = [block.feed_forward for block in blocks if isinstance(block.feed_forward, MoE)]
-        self.recordable: list[np.ndarray] | None = None  # the cache whose steps are recorded
-        self.recorded: dict[int, tuple[RecordedStep, list[np.ndarray]]] = {}  # by tokens; and each mixture's choice
+        self.recordable: list[Any] | None = None  # the cache whose steps are recorded
+        self.recorded: dict[int, tuple[RecordedStep, list[Array]]] = {}  # by tokens; and each mixture's choice
         self.frequencies = inverse_frequencies(config.rope)
         self.absorbed_limit = absorbed_limit(config)
 
-    def forward(self, batch: Batch, layers: list[np.ndarray]) -> np.ndarray | None:
+    def forward(self, batch: Batch, layers: list[Any]) -> np.ndarray | None:
         """Logits float32 [n, vocab] of the tokens in `logits_at`, None without any. `layers`: the cache's arrays."""
         step = self.step(batch)
         every = np.array_equal(batch.logits_at, np.arange(len(batch.ids)))
@@ -61,7 +65,7 @@ class Model:
             return self.replayed(batch.ids, step, layers).copy()
         return self.compute(batch.ids, step, layers, None if every else batch.logits_at)
 
-    def replayed(self, ids: np.ndarray, step: Step, layers: list[np.ndarray]) -> np.ndarray:
+    def replayed(self, ids: np.ndarray, step: Step, layers: list[Any]) -> np.ndarray:
         """What `compute` returns, overwritten by the next call: recorded at the first pass of so many tokens."""
         if len(ids) not in self.recorded:
             made = RecordedStep(self.pool, lambda ids, step: self.compute(ids, step, layers), ids, step, len(layers[0]))
@@ -72,25 +76,35 @@ class Model:
             mixture.chosen = experts
         return recorded(ids, step)
 
-    def compute(
-        self, ids: np.ndarray, step: Step, layers: list[np.ndarray], logits_at: np.ndarray | None = None
-    ) -> Any:
+    def compute(self, ids: np.ndarray, step: Step, layers: list[Any], logits_at: np.ndarray | None = None) -> Any:
         """Embedding, blocks, head: as `forward`. `logits_at` None: logits of every token."""
-        pool, eps, last = self.pool, self.config.rms_eps, len(self.blocks) - 1
-        x = embed(pool, self.token_embd, ids)  # [T, hidden]
-        rest = None  # of the block before, not yet added to x
-        for i, (block, layer) in enumerate(zip(self.blocks, layers, strict=True)):
-            h = rms_norm(pool, x, block.attn_norm, eps, add=rest)
+        x = self.cpu.embed(self.token_embd, ids)  # [T, hidden]
+        return self.onward(0, x, None, step, layers, logits_at)
+
+    def onward(
+        self, first: int, x: Array, rest: Array, step: Step, layers: list[Any], logits_at: np.ndarray | None
+    ) -> Any:
+        """From block `first` on. `rest`: of the block before, not yet added to x."""
+        cpu, eps, last = self.cpu, self.config.rms_eps, len(self.blocks) - 1
+        for i, (block, layer) in enumerate(zip(self.blocks[first:], layers[first:], strict=True), first):
+            h = cpu.rms_norm(x, block.attn_norm, eps, add=rest)
             if i == last and logits_at is not None and not len(logits_at):
                 block.attention.project(h, step, layer)  # only the cache is wanted: the rest of the last layer is not
                 return None
             attended = block.attention(h, step, layer)
             if i == last and logits_at is not None:
                 x, attended = x[logits_at], attended[logits_at]  # [n, hidden]
-            rest = block.feed_forward(rms_norm(pool, x, block.ffn_norm, eps, add=attended))
-        return self.output(rms_norm(pool, x, self.output_norm, eps, add=rest))
+            rest = block.feed_forward(cpu.rms_norm(x, block.ffn_norm, eps, add=attended))
+        return self.output(cpu.rms_norm(x, self.output_norm, eps, add=rest))
 
-    def rehearse(self, layers: list[np.ndarray]) -> None:
+    def choices(self) -> list[np.ndarray]:
+        """Of the last pass, each mixture's experts int32 [T, k]."""
+        return [mixture.choice() for mixture in self.mixtures]
+
+    def close(self) -> None:
+        """Gives back what a model holds beside memory."""
+
+    def rehearse(self, layers: list[Any]) -> None:
         """A few tokens through every kernel the model uses, so that none is compiled in the middle of an answer.
 
         One, then two: a part of a single row is contiguous, a part of several is not, and kernels are compiled for
@@ -102,7 +116,7 @@ class Model:
             positions, table = at.astype(np.int32), np.zeros((1, 1), np.int32)
             batch = Batch(at * 0, positions, zeros, table, lengths=np.array([tokens], np.int32), logits_at=at)
             self.forward(batch, layers)
-            expanded = replace(self.step(batch), runs=((0, at),), few=at[:0])
+            expanded = replace(self.step(batch), runs=(Run(0, at, 1),), few=at[:0])
             self.blocks[0].attention(np.zeros((tokens, self.config.hidden_size), np.float32), expanded, layers[0])
 
     def step(self, batch: Batch) -> Step:
@@ -118,6 +132,11 @@ class Model:
             slots=pages.astype(np.int64) * PAGE + batch.positions % PAGE,
             cos=cos,
             sin=sin,
-            runs=tuple((s, np.flatnonzero(batch.sequence == s)) for s in runs),
+            runs=tuple(run_of(batch, s) for s in runs),
             few=np.flatnonzero(~np.isin(batch.sequence, runs)) if runs else np.arange(len(batch.ids)),
         )
+
+
+def run_of(batch: Batch, sequence: int) -> Run:
+    tokens = np.flatnonzero(batch.sequence == sequence)
+    return Run(sequence, tokens, int(batch.positions[tokens[-1]]) // PAGE + 1)

@@ -45,14 +45,18 @@ def _parts(slot: Slot, layer: int, down: str, pool: Pool) -> Iterator[Slot]:
     tensor, is_down = slot.tensor, "ffn_down" in slot.name
     stack = tensor.data.reshape(-1, *tensor.data.shape[-2:])
     hidden = tensor.shape[-1] if is_down else tensor.shape[-2]
-    for node, cut in enumerate(cuts(pool, len(stack), hidden, down, layer)):
+    count = len(stack if slot.experts is None else slot.experts)
+    for node, cut in enumerate(cuts(pool, count, hidden, down, layer)):
         if cut is None:
             continue
+        experts = None
+        if slot.experts is not None:  # dealt out by their places in the list
+            experts, cut = slot.experts[cut.first :: cut.step], cut._replace(first=0, step=1)
         data, column = cut_bytes(stack, tensor.type, cut, is_down)
         shape = (*data.shape[:2], cut.high - cut.low if is_down else tensor.shape[-1])
         first = data.ctypes.data - stack.ctypes.data - column
         part = replace(tensor, name=part_name(slot.name, node), shape=shape, data=data, offset=tensor.offset + first)
-        yield replace(slot, name=part.name, tensor=part, column=column, node=node)
+        yield replace(slot, name=part.name, tensor=part, column=column, node=node, experts=experts)
 
 
 def new_arena(slots: list[Slot], pool: Pool) -> tuple[np.ndarray, str]:

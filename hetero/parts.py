@@ -6,7 +6,7 @@ The stamps are entries of the pool, so a recorded pass takes them along, and is 
 
 from copy import copy
 from dataclasses import replace
-from time import perf_counter
+from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,8 +72,69 @@ def _stamped_block(block: "Block", stamps: Stamps) -> "Block":
 
     part = "experts" if isinstance(block.feed_forward, MoE) else "dense"
     attention: Any = stamps.around("attention", block.attention)
-    feed_forward: Any = stamps.around(part, block.feed_forward)
+    both: Any = StampedMeeting if hasattr(block.feed_forward, "submit") else Stamped
+    feed_forward: Any = both(stamps, part, block.feed_forward)
     return replace(block, attention=attention, feed_forward=feed_forward)
+
+
+class GpuStamps(Stamps):
+    """Of a model that is a GPU's in part: times at which it has computed what was launched. Nothing overlaps then."""
+
+    def __init__(self, engine: "Engine"):
+        super().__init__(engine.pool)
+        self._wait = engine.model.gpu.wait
+
+    def now(self) -> np.ndarray:
+        self._wait()
+        return np.array([perf_counter_ns()])
+
+    def call(self, part: str, work: Any, arguments: tuple, named: dict[str, Any]) -> Any:
+        begin = self.now()
+        result = work(*arguments, **named)
+        self.spans.append((part, begin, self.now()))
+        return result
+
+
+class StampedMeeting(Stamped):
+    """Of a network that both sides compute, or the CPU alone: from `submit` to the end of `collect`."""
+
+    def submit(self, x: Any) -> None:
+        assert isinstance(self._stamps, GpuStamps), "both sides are there"
+        self._begin = self._stamps.now()
+        self._original.submit(x)
+
+    def collect(self) -> Any:
+        result = self._original.collect()
+        assert isinstance(self._stamps, GpuStamps), "as at the submit"
+        self._stamps.spans.append((self._part, self._begin, self._stamps.now()))
+        return result
+
+
+def _hybrid_time_by_part(engine: "Engine", ids: list[int]) -> dict[str, float]:
+    """Each part alone, launched anew; "other": what a replayed token takes besides, 0 where parts overlap."""
+    model: Any = engine.model
+    stamps, passes = GpuStamps(engine), copy(engine)
+    twin = passes.model = stamped(model, stamps)
+    twin.recordable, total, whole = None, dict.fromkeys(PARTS, 0.0), 0.0
+    depth = len(engine.cache.tokens[0])
+    for i, id in enumerate(ids):
+        started = perf_counter()
+        engine.scores([id])
+        whole += (perf_counter() - started) * (i > 0)
+    engine.cache.truncate(0, depth)
+    if model.last is not None:
+        model.last.model = twin
+    try:
+        for i, id in enumerate(ids):
+            stamps.spans.clear()
+            passes.scores([id])
+            found = stamps.seconds(len(stamps.spans))
+            total = {part: total[part] + found[part] * (i > 0) for part in PARTS}
+    finally:
+        if model.last is not None:
+            model.last.model = model
+    total["other"] = max(0.0, whole - sum(total.values()))
+    return {part: seconds / (len(ids) - 1) for part, seconds in total.items()}
 
 
 def time_by_part(engine: "Engine", ids: list[int]) -> dict[str, float]:
@@ -81,6 +142,8 @@ def time_by_part(engine: "Engine", ids: list[int]) -> dict[str, float]:
 
     The first of at least two is not counted: its pass is recorded.
     """
+    if engine.model.gpu is not None:
+        return _hybrid_time_by_part(engine, ids)
     stamps, twin = Stamps(engine.pool), copy(engine)
     twin.model = stamped(engine.model, stamps)
     twin.scores([ids[0]])

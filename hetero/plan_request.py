@@ -9,6 +9,7 @@ from hetero.documents import read_document
 from hetero.errors import HeteroError, RequestError
 from hetero.free_memory import free_memory
 from hetero.gguf import open_gguf
+from hetero.gpu_machine import gpu_problem
 from hetero.planning import (
     Planned,
     check_agreement,
@@ -92,9 +93,11 @@ def run_plan(request: PlanRequest, notice: Notice = lambda sentence: None) -> Pl
         settings = {name: value for name, value in settings.items() if name not in ("memory", "gpu_memory")}
     else:
         machine = measured_machine(request, model, notice)
-        settings = {"threads": chosen_threads(None), "device": "cpu"} | settings  # as a load has them
-        if machine.vram is not None and request.device is None:
-            notes.append("no GPU support in this version: planned without the GPU; --device auto plans with it")
+        problem = gpu_problem() if machine.vram is not None and request.device is None else None
+        if problem is not None:
+            notes.append(f"planned without the GPU, which --device auto plans with: {problem}")
+        device = "auto" if problem is None and (request.kv or "f16") != "f32" else "cpu"
+        settings = {"threads": chosen_threads(None), "device": device} | settings  # as a load has them
     if request.expert_counts is not None:
         settings["expert_counts"] = read_expert_counts(request.expert_counts, model)
     plan = _edited(request, model, machine) if request.plan is not None else _made(model, machine, settings)

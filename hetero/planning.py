@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hetero.config import ModelConfig, RunConfig
 from hetero.documents import read_document
 from hetero.errors import RequestError, ResourceError, UnsupportedError
 from hetero.free_memory import free_memory
 from hetero.gguf import GGUFFile
+from hetero.gpu_machine import gpu_problem, with_gpu
 from hetero.saved_machine import fingerprint, read, with_disk
 from hetero.sizes import format_size
 from placement import (
@@ -68,6 +69,11 @@ class Planned:
     def dram_bytes(self) -> int:
         """That may be used."""
         return sum(use.bytes for use in self.dram)
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Of weights and cache on the GPU."""
+        return sum(use.weight_bytes + use.kv_bytes for use in self.plan.memories if use.name == GPU)
 
     @property
     def dram(self) -> list[MemoryUse]:
@@ -143,9 +149,10 @@ def plan_to_run(file: GGUFFile, config: ModelConfig, run: RunConfig) -> Planned:
         return _planned(model, machine, run, run.memory, mmap)
     document = read_document(run.plan)
     with refusals(run.plan):
-        _refuse_gpu(run.plan, Plan.from_json(document))
+        machine = _machine_for(run.plan, Plan.from_json(document), machine, run)
         plan = replan(document, model, machine)
     given = {"sequences": run.sequences, "kv": run.kv, "threads": run.threads, "memory": run.memory}
+    given |= {"gpu_memory": run.gpu_memory}
     check_agreement(run.plan, plan, given | {"mmap": mmap})
     planned = Planned(plan, model, machine)
     if run.context is not None and run.context > planned.context:
@@ -169,17 +176,32 @@ def plan_in_memory(model: Model, run: RunConfig, beside: int = 0) -> Planned:
 
 
 def _planned(model: Model, machine: Machine, run: RunConfig, memory: int | None, mmap: bool | None) -> Planned:
+    machine, device = _with_gpu(machine, run)
     settings = Settings(
         context=run.context,
         sequences=run.sequences,
         kv=run.kv,
         threads=chosen_threads(run.threads),
-        device="cpu",
+        device=device,
+        gpu_memory=run.gpu_memory,
         memory=memory,
         mmap=mmap,
     )
     with refusals():
         return Planned(make_plan(model, machine, settings), model, machine)
+
+
+def _with_gpu(machine: Machine, run: RunConfig) -> tuple[Machine, Literal["auto", "cpu", "cuda"]]:
+    """With the GPU if one may and can be used; and the device to plan for."""
+    if run.device == "cpu" or (run.device == "auto" and run.kv == "f32"):
+        return machine, "cpu"
+    problem = gpu_problem()
+    if problem is None:
+        return with_gpu(machine), run.device
+    for flag, asked in {"device cuda": run.device == "cuda", "gpu-memory": run.gpu_memory, "graph": run.graph}.items():
+        if asked:
+            raise UnsupportedError(f"--{flag}: {problem.found}", problem.limit, problem.remedy)
+    return machine, "cpu"
 
 
 def _refuse_sequences(run: RunConfig) -> None:
@@ -197,11 +219,21 @@ def check_agreement(path: str, plan: Plan, given: Mapping[str, Any]) -> None:
             raise RequestError(f"{flag} = {value} with the plan {path}", f"it has {flag} = {settings[name]}", remedy)
 
 
-def _refuse_gpu(path: str, plan: Plan) -> None:
+def _machine_for(path: str, plan: Plan, machine: Machine, run: RunConfig) -> Machine:
+    """With the GPU if the plan uses it."""
     there = [one for one in plan.tensors if one.place == GPU]
-    if there:
-        found = f"{path} places {format_size(sum(one.bytes for one in there))} of weights on {GPU}"
-        raise UnsupportedError(found, "no GPU support in this version", "make it with hetero plan --device cpu")
+    if not there:
+        if run.device == "cuda":
+            raise RequestError(f"--device cuda with the plan {path}", "it leaves the GPU alone", "leave out --device")
+        return machine
+    found = f"{path} places {format_size(sum(one.bytes for one in there))} of weights on {GPU}"
+    remedy = "make it with hetero plan --device cpu"
+    if run.device == "cpu":
+        raise RequestError(f"--device cpu with a plan that {found.removeprefix(path + ' ')}", "", remedy)
+    problem = gpu_problem()
+    if problem is not None:
+        raise UnsupportedError(found, problem.found, remedy)
+    return with_gpu(machine)
 
 
 def _refuse_moved_rows(path: str, planned: Planned) -> None:

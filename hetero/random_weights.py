@@ -154,6 +154,14 @@ class PatternFile(GGUFFile):
     def descriptors(self) -> Iterator[list[int]]:
         yield [self.descriptor]
 
+    def fold(self, table: np.ndarray) -> None:
+        """Offsets of units into the endless repetitions of patterns become those of what is there."""
+        offset, origin = table[:, OFFSET // 8], table[:, ORIGIN // 8]
+        pattern, at = offset >> _PATTERN_SHIFT, offset & (1 << _PATTERN_SHIFT) - 1
+        folded = np.array(self.starts)[pattern] + at % np.array(self.periods)[pattern]
+        origin += folded - offset
+        offset[...] = folded
+
     def forget_patterns(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
@@ -178,11 +186,6 @@ class PatternReader(WeightReader):
 
     def _table(self, arena: np.ndarray, descriptors: list[int]) -> tuple[np.ndarray, list[Matrix]]:
         table, matrices = super()._table(arena, descriptors)
-        file = self.file
-        assert isinstance(file, PatternFile)
-        offset, origin = table[:, OFFSET // 8], table[:, ORIGIN // 8]
-        pattern, at = offset >> _PATTERN_SHIFT, offset & (1 << _PATTERN_SHIFT) - 1
-        folded = np.array(file.starts)[pattern] + at % np.array(file.periods)[pattern]
-        origin += folded - offset
-        offset[...] = folded
+        assert isinstance(self.file, PatternFile)
+        self.file.fold(table)
         return table, matrices

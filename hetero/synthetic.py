@@ -15,7 +15,7 @@ from hetero.arena import place, plan
 from hetero.config import CACHE_TYPES, ModelConfig, RopeConfig, RunConfig
 from hetero.errors import RequestError, ResourceError, UnsupportedError
 from hetero.known_models import Router
-from hetero.loading import Progress
+from hetero.loading import Progress, gpu_load
 from hetero.planning import SHARED, Planned, plan_in_memory
 from hetero.sizes import format_size
 from placement.cost import decode_bytes
@@ -154,9 +154,13 @@ def _config(name: str, model: Model) -> ModelConfig:
 
 
 def load_slice(
-    made: Slice, run: RunConfig, progress: Progress | None = None, notice: Callable[[str], None] | None = None
+    made: Slice,
+    run: RunConfig,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+    planned: Planned | None = None,
 ) -> "Engine":
-    """An engine with random weights. Raises RequestError, ResourceError, as `hetero.load`."""
+    """An engine with random weights. Raises RequestError, ResourceError, as `hetero.load`. `planned`: not for `run`."""
     from cpu_kernels import CACHED, Pool, note_compiled
     from hetero.cache import LatentCache
     from hetero.nodes import new_arena, split
@@ -166,26 +170,31 @@ def load_slice(
     for flag, given in (("--mmap", run.mmap), ("--weights-cache", run.weights_cache), ("--plan", run.plan)):
         if given:
             raise RequestError(f"a synthetic model with {flag}", "it has no file", "leave it out")
-    planned = _planned(made, run)
+    planned, say = planned or _planned(made, run), notice or (lambda sentence: None)
     with ExitStack() as undo:
         report("preparing kernels" if CACHED else "compiling kernels for this CPU, once, about a minute", 0, 0)
         from hetero.engine import Engine  # here: naming the kernels compiles them
 
-        cache = LatentCache(made.config, run, planned.context)
+        gpu = gpu_load(planned, run)
+        cache = LatentCache(made.config, run, planned.context, gpu.cache if gpu else None)
         pool = undo.enter_context(Pool(planned.plan.threads))
         tensors = ((t.name, t.type, t.shape) for t in made.model.tensors)
         file = PatternFile(made.name, tensors, pool)
         undo.callback(file.close)
-        slots = split(plan(file, made.config), pool)
+        slots = split(plan(file, made.config, gpu.places.left) if gpu else plan(file, made.config), pool)
         arena, line = new_arena(slots, pool)
-        if line and notice:
-            notice(line)
+        if line:
+            say(line)
         reader = PatternReader(file, slots, pool, kept=arena.size)
         for _ in reader.fill(arena, lambda _, done, total: report(STAGE, done, total)):
             pass
+        whole, file.tensors = dict(file.tensors), place(slots, arena)
+        model = gpu.bind(file, whole, made.config, pool, report, file.fold) if gpu else None
         file.forget_patterns()
-        file.tensors = place(slots, arena)
-        engine = Engine(file, made.config, run, cache, pool, planned)
+        if gpu and model:
+            undo.callback(model.close)
+            gpu.report(planned.gpu_bytes, say)
+        engine = Engine(file, made.config, run, cache, pool, planned, model)
         engine.model.rehearse(cache.layers)
         note_compiled()
         undo.pop_all()

@@ -8,7 +8,7 @@ import numpy as np
 
 from cpu_kernels import Matrix, Pool
 from cpu_kernels.weight_file import ReadError, in_order, read_units, units, working_memory
-from hetero.arena import Slot, place
+from hetero.arena import Slot, place, stretches
 from hetero.errors import FileError
 from hetero.gguf import GGUFFile
 from hetero.page_cache import drop
@@ -53,23 +53,35 @@ class WeightReader:
         """All units, and the matrices that they refer to by address."""
         tensors, tables, matrices = place(self.slots, arena), [], list[Matrix]()
         for slot in self.slots:
-            source, matrix = slot.tensor, None
-            if slot.layout == "x16":
-                rows = source.data.reshape(-1, *source.data.shape[-2:])
-                matrix = Matrix(rows, source.type, source.shape[-1])
+            source, target = slot.tensor, tensors[slot.name].data
+            file = descriptors[source.file]
+            if slot.layout != "x16":
+                tables.append(units(file, source.offset, None, target))
+                continue
+            rows, done = source.data.reshape(-1, *source.data.shape[-2:]), 0
+            for first, end in stretches(slot.experts or range(len(rows))):
+                matrix = Matrix(rows[first:end], source.type, source.shape[-1])
                 matrices.append(matrix)
-            place_of = descriptors[source.file], source.offset
-            tables.append(units(*place_of, matrix, tensors[slot.name].data, slot.column))
+                offset, part = source.offset + first * rows.strides[0], target[done : done + end - first]
+                tables.append(units(file, offset, matrix, part, slot.column))
+                done += end - first
         return in_order(np.concatenate(tables)), matrices
 
     def _read(self, window: np.ndarray, descriptors: list[int], work: np.ndarray, matrices: list[Matrix]) -> None:
-        try:
-            read_units(self.pool, window, work, matrices)
-        except ReadError as error:
-            path = self.file.paths[descriptors.index(int(window[error.unit, FILE]))]
-            reason = os.strerror(error.errno) if error.errno else "it ends before its last tensor"
-            remedy = "check the disk, and that nobody is writing to the file"
-            raise FileError(f"{path} cannot be read: {reason}", "it was longer when it was opened", remedy) from error
+        read(self.file, self.pool, descriptors, window, work, matrices)
+
+
+def read(
+    file: GGUFFile, pool: Pool, descriptors: list[int], table: np.ndarray, work: np.ndarray, matrices: list[Matrix]
+) -> None:
+    """The units of a table, of an open file. FileError where reading fails."""
+    try:
+        read_units(pool, table, work, matrices)
+    except ReadError as error:
+        path = file.paths[descriptors.index(int(table[error.unit, FILE]))]
+        reason = os.strerror(error.errno) if error.errno else "it ends before its last tensor"
+        remedy = "check the disk, and that nobody is writing to the file"
+        raise FileError(f"{path} cannot be read: {reason}", "it was longer when it was opened", remedy) from error
 
 
 def extent(window: np.ndarray) -> list[tuple[int, int, int]]:

@@ -1,5 +1,8 @@
 """From a file's tensors to a bound model. The only code that moves weight bytes."""
 
+from collections.abc import Container
+from typing import Any, Protocol
+
 import numpy as np
 
 from cpu_kernels import Matrix, Pool
@@ -8,16 +11,17 @@ from hetero.attention import MLA, KvUp, MLAWeights, QueryUp
 from hetero.config import ModelConfig
 from hetero.gguf import GGUFFile
 from hetero.linear import Linear
-from hetero.model import Block, Model
+from hetero.model import Block, Ends, Model
 from hetero.moe import DenseFFN, MoE, Router
 from hetero.nodes import part_name
+from hetero.side import Array, CpuSide
 
 
 class Weights:
     """The tensors of a model, bound to CPU kernels where they lie."""
 
-    def __init__(self, file: GGUFFile, pool: Pool):
-        self.file, self.pool = file, pool
+    def __init__(self, file: GGUFFile, side: CpuSide):
+        self.file, self.side, self.pool = file, side, side.pool
 
     def vector(self, name: str) -> np.ndarray:
         """float32 [n]"""
@@ -32,7 +36,7 @@ class Weights:
 
     def linear(self, *names: str) -> Linear:
         """One product for matrices with the same input, side by side."""
-        return Linear(self.pool, *(self.matrix(name) for name in names))
+        return Linear(self.side, *(self.matrix(name) for name in names))
 
     def gated(self, layer: int, suffix: str, experts: int, hidden: int) -> Gated:
         """A layer's feed-forward networks of so many rows, in a part for each NUMA node."""
@@ -64,7 +68,19 @@ class Weights:
         return KvUp(Matrix(heads[:, :keys], tensor.type, columns), Matrix(heads[:, keys:], tensor.type, columns), False)
 
 
-def mla_weights(weights: Weights, config: ModelConfig, prefix: str) -> MLAWeights:
+class Source(Protocol):
+    """Where tensors become what the verbs of a side take."""
+
+    side: Any
+
+    def vector(self, name: str) -> Array: ...
+
+    def linear(self, *names: str) -> Linear: ...
+
+    def kv_up(self, prefix: str, config: ModelConfig) -> KvUp: ...
+
+
+def mla_weights(weights: Source, config: ModelConfig, prefix: str) -> MLAWeights:
     first, query_up = "attn_q.weight", None
     if config.q_lora_rank:
         first = "attn_q_a.weight"
@@ -79,31 +95,40 @@ def mla_weights(weights: Weights, config: ModelConfig, prefix: str) -> MLAWeight
 
 
 def feed_forward(weights: Weights, config: ModelConfig, layer: int) -> DenseFFN | MoE:
-    prefix, pool = f"blk.{layer}.", weights.pool
     if layer < config.dense_layers:
-        return DenseFFN(weights.gated(layer, "", 1, config.intermediate_size), pool)
-    bias = weights.vector(prefix + "exp_probs_b.bias") if config.expert_bias else None
-    router = Router(config, weights.linear(prefix + "ffn_gate_inp.weight"), bias)
+        return DenseFFN(weights.gated(layer, "", 1, config.intermediate_size), weights.side)
     width = config.expert_intermediate_size
     routed, shared = weights.gated(layer, "_exps", config.experts, width), None
     if config.shared_experts:
-        shared = DenseFFN(weights.gated(layer, "_shexp", 1, config.shared_experts * width), pool)
-    return MoE(router, routed, shared, pool)
+        shared = weights.gated(layer, "_shexp", 1, config.shared_experts * width)
+    return MoE(router(weights, config, layer), routed, shared, weights.side)
+
+
+def router(weights: Source, config: ModelConfig, layer: int) -> Router:
+    prefix = f"blk.{layer}."
+    bias = weights.vector(prefix + "exp_probs_b.bias") if config.expert_bias else None
+    return Router(config, weights.linear(prefix + "ffn_gate_inp.weight"), bias)
+
+
+def block(weights: Source, config: ModelConfig, layer: int, feed_forward: DenseFFN | MoE) -> Block:
+    prefix = f"blk.{layer}."
+    return Block(
+        attn_norm=weights.vector(prefix + "attn_norm.weight"),
+        attention=MLA(config, mla_weights(weights, config, prefix), weights.side),
+        ffn_norm=weights.vector(prefix + "ffn_norm.weight"),
+        feed_forward=feed_forward,
+    )
+
+
+def head(weights: Source, tensors: Container[str]) -> tuple[Array, Linear]:
+    """The last norm and the head."""
+    # tied models have no output.weight in the file; loading makes a rearranged one of the embedding
+    name = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+    return weights.vector("output_norm.weight"), weights.linear(name)
 
 
 def place_weights(file: GGUFFile, config: ModelConfig, pool: Pool) -> Model:
     """Binds every tensor of the main model; trailing multi-token-prediction layers stay untouched in the file."""
-    weights = Weights(file, pool)
-    blocks = [
-        Block(
-            attn_norm=weights.vector(f"blk.{i}.attn_norm.weight"),
-            attention=MLA(config, mla_weights(weights, config, f"blk.{i}."), pool),
-            ffn_norm=weights.vector(f"blk.{i}.ffn_norm.weight"),
-            feed_forward=feed_forward(weights, config, i),
-        )
-        for i in range(config.layers)
-    ]
-    token_embd = weights.matrix("token_embd.weight")
-    # tied models have no output.weight in the file; loading makes a rearranged one of the embedding
-    head = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
-    return Model(config, token_embd, blocks, weights.vector("output_norm.weight"), weights.linear(head))
+    weights = Weights(file, CpuSide(pool))
+    blocks = [block(weights, config, i, feed_forward(weights, config, i)) for i in range(config.layers)]
+    return Model(config, blocks, Ends(weights.matrix("token_embd.weight"), *head(weights, file.tensors)), weights.side)

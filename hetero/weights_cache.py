@@ -151,5 +151,7 @@ def _header(file: GGUFFile, slots: list[Slot]) -> bytes:
             digest.update(os.pread(descriptor, min(offsets, default=0), 0))
     for slot in slots:
         digest.update(repr((slot.name, slot.tensor.type, slot.layout, slot.start, slot.shape)).encode())
+        if slot.experts is not None:
+            digest.update(repr(slot.experts).encode())
     facts = {"layout_version": LAYOUT_VERSION, "bytes": arena_bytes(slots), "sha256": digest.hexdigest()}
     return (MAGIC + json.dumps(facts).encode()).ljust(HEADER_BYTES, b"\0")

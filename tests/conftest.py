@@ -21,6 +21,12 @@ ModelFile = Callable[..., Path]
 Logits = Callable[..., np.ndarray]
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads use no GPU, whatever machine this is, unless a test says otherwise."""
+    monkeypatch.setattr("hetero.gpu_machine.DEVICE_FILES", ("/dev/nvidiactl of no test",))
+
+
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
     """model_file("tiny", "Q4_K", kv_b_split=False) -> path of that file, of the first one with split_tensors=N"""

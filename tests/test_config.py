@@ -412,6 +412,7 @@ def test_types_without_a_kernel() -> None:
 def test_run_configs_that_work() -> None:
     assert RunConfig() == RunConfig(None, 1, "f16", None, "auto")
     RunConfig(context=8192, sequences=4, kv="q8_0", threads=2, device="cpu", mmap=True, graph=False)
+    RunConfig(device="cuda", gpu_memory=24 << 30, graph=True)
 
 
 @pytest.mark.parametrize(
@@ -427,6 +428,10 @@ def test_run_configs_that_work() -> None:
         ({"kv": "q4_0"}, "kv = 'q4_0'; one of f32, f16, q8_0; change --kv"),
         ({"memory": 0}, "memory = 0; an integer from 1 to .*; change --memory"),
         ({"device": "tpu"}, "device = 'tpu'; one of auto, cpu, cuda"),
+        ({"gpu_memory": 0}, "gpu_memory = 0; an integer from 1 to .*; change --gpu-memory"),
+        ({"gpu_memory": 1 << 30, "device": "cpu"}, "gpu-memory = 1073741824 with device = cpu; no GPU is used; leave"),
+        ({"graph": True, "device": "cpu"}, "graph = True with device = cpu; no GPU is used; leave out --graph"),
+        ({"graph": 2}, "graph = 2; True, False or None"),
     ],
 )
 def test_impossible_settings(setting: dict[str, Any], message: str) -> None:
@@ -437,9 +442,7 @@ def test_impossible_settings(setting: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"device": "cuda"}, "device 'cuda'; no GPU support in this version; use --device cpu"),
-        ({"gpu_memory": 1 << 30}, "gpu-memory = 1073741824; not implemented in this version; leave out --gpu-memory"),
-        ({"graph": True}, "graph = True; not implemented"),
+        ({"device": "cuda", "kv": "f32"}, "kv f32 with device = cuda; a GPU's cache is f16 or q8_0; use --kv f16"),
         ({"sessions": "folder"}, "sessions = 'folder'; not implemented"),
     ],
 )

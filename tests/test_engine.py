@@ -41,6 +41,9 @@ class Counting:
         following = (batch.ids[batch.logits_at] + 1) % VOCABULARY
         return np.eye(VOCABULARY, dtype=np.float32)[following] if len(following) else None
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Counting:

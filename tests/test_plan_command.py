@@ -553,7 +553,19 @@ def on_gpu(plan: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("edit", "settings", "kind", "message"),
     [
-        (on_gpu, {}, UnsupportedError, r"places .* of weights on gpu0; no GPU support in this version"),
+        (on_gpu, {}, UnsupportedError, r"places .* of weights on gpu0; no NVIDIA GPU: .*; make it with .*--device cpu"),
+        (
+            on_gpu,
+            {"device": "cpu"},
+            RequestError,
+            r"--device cpu with a plan that places .* of weights on gpu0; make it",
+        ),
+        (
+            unchanged,
+            {"device": "cuda"},
+            RequestError,
+            r"--device cuda with the plan .*; it leaves the GPU alone; leave",
+        ),
         (unchanged, {"context": 97}, RequestError, r"a context of 97 tokens; .*plan\.json promises 96"),
         (unchanged, {"kv": "q8_0"}, RequestError, r"kv = q8_0 with the plan .*; it has kv = f16"),
         (unchanged, {"mmap": True}, RequestError, r"mmap = True with the plan"),
