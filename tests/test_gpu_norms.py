@@ -60,7 +60,7 @@ CASES = [
         {"K": 7168, "BLOCK": 8192},
         warps=16,
         registers=64,
-        shared=1024,
+        shared=2048,
         contains={"LDG.E.128": 12, "STG.E.128": 12},
     ),
     _case(
