@@ -4,6 +4,7 @@ N rows, K columns, count matrices. A type with a format (formats/) is rearranged
 bytes as the file has; the rest keep the bytes of the file, for dequantize (dequantization.py).
 """
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,17 @@ class Matrix:
         ):
             if target is not None and plane is not None:
                 target[first : first + len(data)] = plane
+
+    def matrix(self, number: int) -> "Matrix":
+        """One of them, flat: a view of the same memory."""
+        if not 0 <= number < self.count:
+            raise ValueError(f"matrix {number} of {self.count}")
+        made = copy(self)
+        made.count, made.flat = 1, True
+        rows = slice(number * self.rows, (number + 1) * self.rows)
+        planes = [None if plane is None else plane[rows] for plane in self.planes]
+        made.planes = (planes[0],) if self.format is None else Planes(*planes)  # type: ignore
+        return made
 
     @property
     def nbytes(self) -> int:

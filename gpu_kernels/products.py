@@ -88,7 +88,7 @@ def half_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def slabs(device: Device, rows: int, columns: int, tokens: int) -> Iterator[tuple[int, int]]:
     """[first, last) of slabs of at most SCRATCH bytes in float16, where possible of whole waves of cuBLAS tiles"""
     most = max(1, SCRATCH // (2 * columns))
-    wave = GEMM_ROWS * max(1, device.sms // -(-tokens // GEMM_ROWS))
+    wave = GEMM_ROWS * max(1, device.sms // max(1, -(-tokens // GEMM_ROWS)))
     for unit in (wave, GEMM_ROWS):
         if most >= unit:
             most -= most % unit
