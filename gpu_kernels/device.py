@@ -36,7 +36,6 @@ class Device:
         """`sms`: multiprocessors; `stream()`: the handle of torch's current one. Use cuda, interpreter or plain."""
         self.torch_device, self.driver, self.capability, self.sms = torch_device, driver, capability, sms
         self.index = torch_device.index or 0
-        self.sealed = False  # True: a kernel that is not loaded yet is an error, since loading may wait for the GPU
         self._interprets = False
         self.stream, self.capturing = stream, capturing
         self._by_call: dict[tuple, Compiled] = {}
@@ -163,9 +162,6 @@ class Device:
             return self._by_kernel[key]
 
     def _refuse_late(self, name: str) -> None:
-        if self.sealed:
-            found = f"{name} is launched in a form that was not loaded beforehand"
-            raise GpuError(found, "loading now could wait for ever: the GPU may be waiting for the CPU", "report it")
         if self.capturing():
             found = f"{name} would be loaded while a CUDA graph is captured"
             raise GpuError(found, "every kernel has to have run before", "run the step once before capturing it")

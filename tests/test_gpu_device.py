@@ -197,16 +197,6 @@ def test_two_threads_do_not_mix_their_arguments(device: Device, library: FakeCud
     assert seen == [(1.0, 1.0), (2.0, 2.0)]
 
 
-def test_nothing_is_loaded_late(device: Device) -> None:
-    x, y = aligned(8), aligned(8)
-    axpy(device, 1.0, x, y)
-    device.sealed = True
-    axpy(device, 2.0, x, y)
-    axpy(device, 2.0, x, y, skipped=1)
-    with pytest.raises(GpuError, match="axpy_kernel is launched in a form that was not loaded beforehand"):
-        axpy(device, 2.0, x, y, TWICE=True)
-
-
 def test_nothing_is_loaded_while_a_graph_is_captured(library: FakeCuda) -> None:
     capturing = False
     device = Device(torch.device("cpu"), Driver(library), 89, capturing=lambda: capturing)
