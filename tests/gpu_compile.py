@@ -60,6 +60,7 @@ class Case:
     shared: int = SHARED_LIMIT[90]
     contains: Mapping[str, int] = field(default_factory=dict)
     lacks: Sequence[str] = ()
+    capabilities: Sequence[int] = CAPABILITIES  # of the GPUs that get it so: tilings differ
     long: bool = False  # compiled by the long tests only
 
 
@@ -132,6 +133,14 @@ def cases(module: str) -> dict[str, Case]:
     return found
 
 
+def forms(module: str, capabilities: Sequence[int]) -> list[tuple[str, int]]:
+    """(case, capability) of all cases of a module, for those of `capabilities` that each is meant for."""
+    listed = cases(module).items()
+    return [
+        (name, capability) for name, case in listed for capability in capabilities if capability in case.capabilities
+    ]
+
+
 def other_triton() -> Path:
     """Where Triton 3.6.0 is unpacked."""
     place = Path(os.environ.get("HETERO_TRITON_36", ROOT / ".venv" / "triton-3.6.0"))
@@ -148,8 +157,7 @@ def compiled_by_other(module: str, capabilities: tuple[int, ...]) -> dict[tuple[
         command = [sys.executable, "-m", "tests.gpu_compile", module, directory, *map(str, capabilities)]
         ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stdout + ended.stderr
-        every = [(name, capability) for capability in capabilities for name in cases(module)]
-        return {key: _read(Path(directory) / str(at)) for at, key in enumerate(every)}
+        return {key: _read(Path(directory) / str(at)) for at, key in enumerate(forms(module, capabilities))}
 
 
 def _read(stem: Path) -> Binary:
@@ -177,6 +185,5 @@ def _tool(name: str, *options: str, cubin: bytes) -> str:
 
 if __name__ == "__main__":
     module, directory, *capabilities = sys.argv[1:]
-    every = [(case, int(capability)) for capability in capabilities for case in cases(module).values()]
-    for at, (case, capability) in enumerate(every):
-        _write(Path(directory) / str(at), compiled(case, capability))
+    for at, (name, capability) in enumerate(forms(module, [int(capability) for capability in capabilities])):
+        _write(Path(directory) / str(at), compiled(cases(module)[name], capability))

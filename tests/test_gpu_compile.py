@@ -1,17 +1,37 @@
 """Every kernel compiled for the GPUs it is meant for, and held to its budgets: see tests/gpu_compile.py."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
 
 from gpu_kernels.compiled import check_metadata, letters, scratch_pointers
-from tests.gpu_compile import CAPABILITIES, SHARED_LIMIT, Binary, Case, cases, compiled, compiled_by_other, modules
+from tests.gpu_compile import (
+    CAPABILITIES,
+    SHARED_LIMIT,
+    Binary,
+    Case,
+    cases,
+    compiled,
+    compiled_by_other,
+    forms,
+    modules,
+)
 
-LISTED = [
-    pytest.param(module, name, id=f"{module[6:]}: {name}", marks=pytest.mark.soak if case.long else ())
-    for module in modules()
-    for name, case in cases(module).items()
-]
+
+def listed(capabilities: Sequence[int]) -> list:
+    """(module, case, capability) of every case, long ones as soak."""
+    return [
+        pytest.param(
+            module,
+            name,
+            capability,
+            id=f"{module[6:]}: {name}-{capability}",
+            marks=pytest.mark.soak if cases(module)[name].long else (),
+        )
+        for module in modules()
+        for name, capability in forms(module, capabilities)
+    ]
 
 
 def hold(case: Case, binary: Binary) -> None:
@@ -28,16 +48,14 @@ def hold(case: Case, binary: Binary) -> None:
         assert binary.count(pattern) == 0, f"{pattern} in the assembly of {case.name}"
 
 
-@pytest.mark.parametrize("capability", [89, 90])
-@pytest.mark.parametrize(("module", "name"), LISTED)
+@pytest.mark.parametrize(("module", "name", "capability"), listed((89, 90)))
 def test_budgets(module: str, name: str, capability: int) -> None:
     case = cases(module)[name]
     hold(case, compiled(case, capability))
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(("module", "name"), LISTED)
+@pytest.mark.parametrize(("module", "name", "capability"), listed(CAPABILITIES))
 def test_budgets_everywhere(module: str, name: str, capability: int) -> None:
     case = cases(module)[name]
     hold(case, compiled(case, capability))
