@@ -14,6 +14,8 @@ def load_words(plane, row, s, mask, ROW_WORDS: tl.constexpr, FIRST: tl.constexpr
     """Words WORDS * s .. of each row's FIRST .. -> int32 [rows, BS, WORDS], one load a thread; not kept in the L1."""
     word = tl.arange(0, WORDS)[None, None, :]
     at = plane + row[:, :, None] * ROW_WORDS + (FIRST + s[:, :, None] * WORDS + word)
+    # Triton 3.6 would put a warp's threads along rows first; this orders the axes, loads stay as wide as WORDS
+    at = tl.max_contiguous(at, [1, 2, WORDS])
     if mask is None:
         return tl.load(at, eviction_policy="evict_first")
     else:
