@@ -28,7 +28,7 @@ from cpu_kernels import (
     rope,
     route,
     routed_experts,
-    write_cache,
+    write_latent,
 )
 
 Array = Any  # of a side; float32 where nothing else is said
@@ -90,9 +90,7 @@ class CpuSide:
         self.cache_layer: Verb = cache_layer
 
     def write_latent(self, both, q_rows, norm, eps, step, layer) -> None:
-        latent, key = both[:, q_rows : q_rows + len(norm)], both[:, q_rows + len(norm) :]  # [T, C], [T, R]
-        rope(self.pool, key, step.cos, step.sin)
-        write_cache(self.pool, layer, rms_norm(self.pool, latent, norm, eps), key, step.slots)
+        write_latent(self.pool, both, q_rows, norm, eps, step.cos, step.sin, layer, step.slots)
 
     def expand(self, k_b: Matrix, v_b: Matrix) -> tuple[np.ndarray, np.ndarray]:
         """float32 W_uk [H, N, C], or [H, C, N] if transposed, and W_uv [H, V, C]"""

@@ -8,7 +8,7 @@ import pytest
 
 import hetero
 import hetero.model
-import hetero.moe
+import hetero.side
 from tests.deviation import agrees, worst
 from tests.prompts import prompt
 
@@ -33,7 +33,8 @@ def halves_rotated_together(pool, x, cos, sin):
 
 
 def rope_order(patch):
-    patch.setattr("hetero.attention.rope", halves_rotated_together)
+    patch.setattr("hetero.side.rope", halves_rotated_together)  # of the queries
+    patch.setattr("cpu_kernels.latent.rope", halves_rotated_together)  # of the keys
 
 
 def mscale(patch):
@@ -46,8 +47,8 @@ def yarn_frequencies(patch):
 
 
 def changed_rule(patch, **changes):
-    right = hetero.moe.route
-    patch.setattr("hetero.moe.route", lambda pool, logits, bias, **rule: right(pool, logits, bias, **(rule | changes)))
+    right = hetero.side.route
+    patch.setattr("hetero.side.route", lambda pool, logits, bias, **rule: right(pool, logits, bias, **(rule | changes)))
 
 
 def group_limit(patch):
@@ -59,14 +60,14 @@ def normalisation(patch):
 
 
 def bias_in_the_weights(patch):
-    right = hetero.moe.route
+    right = hetero.side.route
 
     def biased(pool, logits, bias, **rule):
         ids, _ = right(pool, logits, bias, **rule)
         scores = np.take_along_axis(1 / (1 + np.exp(-logits)) + bias, ids, axis=1)
         return ids, (rule["scale"] * scores / scores.sum(1, keepdims=True)).astype(np.float32)
 
-    patch.setattr("hetero.moe.route", biased)
+    patch.setattr("hetero.side.route", biased)
 
 
 FAULTS = [rope_order, mscale, yarn_frequencies, group_limit, bias_in_the_weights, normalisation]
