@@ -132,7 +132,7 @@ def test_calls_go_through_the_memory(pool: Pool, verb: str) -> None:
 def test_rate_of_a_model_clock(pool: Pool, monkeypatch: pytest.MonkeyPatch, verb: str, type: str) -> None:
     """A kernel that takes 5 us a call and 20 ps for each weight and column is found to do so."""
     kernels = KernelRates(pool, QUICK, 16, LEAST_ROTATED)
-    monkeypatch.setattr(kernels, "_time", lambda calls, columns: 5e-6 + 2e-11 * calls.weights * columns)
+    monkeypatch.setattr(kernels, "_time", lambda calls, columns, parts=1: 5e-6 + 2e-11 * calls.weights * columns)
     rate = kernels.rate(verb, type)  # type: ignore[arg-type]
     assert rate.call_seconds == pytest.approx(5e-6)
     columns = [c for c in VERB_COLUMNS[verb] if c <= 16]  # type: ignore[index]
@@ -143,7 +143,7 @@ def test_rate_of_a_model_clock(pool: Pool, monkeypatch: pytest.MonkeyPatch, verb
 def test_noise_never_makes_a_rate_nonsense(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small call that was disturbed takes longer than a large one."""
     kernels = KernelRates(pool, QUICK, 1, LEAST_ROTATED)
-    monkeypatch.setattr(kernels, "_time", lambda calls, columns: 1.0 if calls.weights < 1 << 22 else 1e-3)
+    monkeypatch.setattr(kernels, "_time", lambda calls, columns, parts=1: 1.0 if calls.weights < 1 << 22 else 1e-3)
     rate = kernels.rate("linear", "Q4_K")
     assert rate.flops_at[0][1] > 0 and rate.call_seconds >= 0
 
