@@ -101,7 +101,7 @@ def check_heads(setup: Setup, type: str) -> Iterator[dict[str, Any]]:
 
 
 def network(setup: Setup, types: tuple[str, ...], count: int | None = None) -> tuple[Matrix, Matrix, Matrix]:
-    columns, hidden = setup.size(2048, 256), setup.size(1024, 256)
+    columns, hidden = setup.size(7168, 256), setup.size(2048, 256)
     shapes = (hidden, columns), (hidden, columns), (columns, hidden)
     gate, up, down = (setup.matrix(type, *shape, count) for type, shape in zip(types, shapes, strict=True))
     return gate, up, down

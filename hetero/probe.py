@@ -14,7 +14,7 @@ from hetero.free_memory import free_memory
 from hetero.planning import with_free_memory
 from hetero.saved_machine import Saved, cpu_name, file_system, fingerprint, read, with_disk, write
 from hetero.stopwatch import Stopwatch
-from placement.machine import Machine, Memory
+from placement.machine import Machine, Memory, Processor
 from placement.model import Model, Part
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hetero.verb_rates import KV
 
 READ_SECONDS = 0.3
+_SHARES = "rates of quantized products and attention are shares of its bf16 rate"
 
 
 def machine() -> dict[str, Any]:
@@ -107,10 +108,13 @@ def _measured(
     """With all of its memory, without disks."""
     from hetero.cpu_rates import measure_cpu, rates_for
 
+    types, kv = tuple(types), tuple(kv)
     cpu = measure_cpu(pool, stopwatch, cpu_name(), rates_for(types), kv, before.cpu if before else None)
     if before is not None:
-        others = tuple(processor for processor in before.processors if processor.name != cpu.name)
-        return Machine(before.name, True, before.memories, before.links, (cpu, *others), before.notes)
+        others = () if before.gpu is None else (_with_kernels(before.gpu, pool, types, kv, stopwatch),)
+        notes = [note for note in before.notes if not note.endswith(_SHARES)]
+        notes += [note for other in others for note in _notes(other)]
+        return Machine(before.name, True, before.memories, before.links, (cpu, *others), tuple(sorted(notes)))
     nodes, notes = _nodes(pool), list(pool.notes)
     name = f"{cpu.description}, {pool.threads} threads"
     if len(nodes) > 1:
@@ -119,9 +123,26 @@ def _measured(
     if gpu is None:
         return Machine(name, True, nodes, (), (cpu,), tuple(sorted(notes)))
     vram, link, processor = gpu
-    notes.append(f"{processor.description}: rates of quantized products and attention are shares of its bf16 rate")
+    processor = _with_kernels(processor, pool, types, kv, stopwatch)
+    notes += _notes(processor)
     name += f", {processor.description}"
     return Machine(name, True, (vram, *nodes), (link,), (cpu, processor), tuple(sorted(notes)))
+
+
+def _with_kernels(
+    processor: Processor, pool: "Pool", types: Iterable[str], kv: "Iterable[KV]", stopwatch: Stopwatch
+) -> Processor:
+    """A GPU's rates as its kernels reach them; as they are where those cannot run."""
+    from hetero.gpu_rates import kernel_rates, with_kernels
+
+    rates = kernel_rates(pool, stopwatch)
+    return processor if rates is None else with_kernels(processor, rates, types, kv)
+
+
+def _notes(gpu: Processor) -> list[str]:
+    from hetero.gpu_rates import kernels_measured
+
+    return [] if kernels_measured(gpu) else [f"{gpu.description}: {_SHARES}"]
 
 
 def _nodes(pool: "Pool") -> tuple[Memory, ...]:

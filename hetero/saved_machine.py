@@ -24,6 +24,7 @@ from placement.machine import DISK
 MEASURING = (
     "cpu_rates",
     "disk_rate",
+    "gpu_kernel_rates",
     "gpu_rates",
     "kernel_rates",
     "probe",

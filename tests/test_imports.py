@@ -24,7 +24,7 @@ ROWS = [
     ["gpu_weights", "gpu_placing", "gpu_loading"],
     ["engine"],
     ["loading", "synthetic"],
-    ["kernel_rates", "verb_rates", "cpu_rates", "gpu_rates", "disk_rate", "probe"],
+    ["kernel_rates", "verb_rates", "cpu_rates", "gpu_kernel_rates", "gpu_rates", "disk_rate", "probe"],
     [
         "terminal",
         "progress",
