@@ -12,9 +12,10 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TextIO
+from typing import Literal, TextIO
 
 from hetero.errors import HeteroError
+from hetero.gpu_machine import gpu_is_there, gpu_problem
 from hetero.system import Finding
 
 UNLIKELY = "run `hetero doctor` again; if it stays so, please report this line and the one that begins with cpu"
@@ -31,9 +32,13 @@ def kernel_remedy() -> str:
 
 
 def run_checks(names: list[str], out: TextIO) -> None:
+    from hetero.gpu_checks import GPU_DEVICE, gpu_checks
     from hetero.kernel_checks import checks
 
     known = checks()
+    if gpu_is_there():
+        every = gpu_checks()
+        known |= every if gpu_problem() is None else {GPU_DEVICE: every[GPU_DEVICE]}
     names = names or list(known)
     print(json.dumps({"checks": names}), file=out, flush=True)
     for name in names:
@@ -43,6 +48,8 @@ def run_checks(names: list[str], out: TextIO) -> None:
 
 def run_check(name: str, check: Callable[[], str]) -> Finding:
     from cpu_kernels.faults import WorkerFault
+    from gpu_kernels import GpuError
+    from hetero.gpu_checks import GPU_DEVICE
     from hetero.kernel_checks import WrongNumbers
 
     try:
@@ -51,6 +58,9 @@ def run_check(name: str, check: Callable[[], str]) -> Finding:
         return Finding(name, "broken", str(error), kernel_remedy())
     except WorkerFault as error:
         return Finding(name, "broken", str(error), kernel_remedy())
+    except GpuError as error:  # a GPU that cannot be used at all is left alone
+        status: Literal["warning", "broken"] = "warning" if name == GPU_DEVICE else "broken"
+        return Finding(name, status, f"{error.found}; {error.limit}", error.remedy or UNLIKELY)
     except HeteroError as error:
         return Finding(name, "broken", f"{error.found}; {error.limit}", error.remedy or UNLIKELY)
     except MemoryError as error:

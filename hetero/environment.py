@@ -13,7 +13,6 @@ from pathlib import Path
 from hetero.sizes import format_size
 from hetero.system import ROOT, Finding, judged, read
 
-CPU_ONLY = "this version computes on the CPU only"
 LITTLE_DISK = 1 << 30
 REQUIRED = ("numpy", "numba", "llvmlite", "gguf", "psutil", "tokenizers", "jinja2", "rich", "typer", "prompt_toolkit")
 OPTIONAL = ("torch", "triton", "llama-cpp-python")
@@ -47,7 +46,7 @@ def gpu(root: Path = ROOT, version: Version = version) -> Finding:
     if (root / "dev/kfd").exists():
         found += "; an AMD GPU"
     packages = "; ".join(f"{package} {_version(package, version) or 'not there'}" for package in ("torch", "triton"))
-    return Finding("GPU", "ok", f"{found}; {packages}; {CPU_ONLY}")
+    return Finding("GPU", "ok", f"{found}; {packages}")
 
 
 def _version(package: str, version: Version) -> str | None:

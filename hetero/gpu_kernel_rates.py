@@ -151,6 +151,7 @@ class GpuKernelRates:
     def _small(self) -> list[tuple[Any, int, Callable[[int], Call]]]:
         """Name, values of a token, and what binds the verb to so many tokens."""
         device, verbs, ones = self.device, self.verbs, torch.ones(WIDTH, device=self.device.torch_device)
+        latent = torch.ones(LATENT, device=device.torch_device)
         layer = verbs.cache_layer(device, TOKENS // PAGE, "f16", LATENT + ROPE)
 
         def turned(tokens: int) -> tuple[Any, Any]:
@@ -166,7 +167,7 @@ class GpuKernelRates:
 
         def write(tokens: int) -> Call:
             both, slots = self._normal(tokens, LATENT + ROPE), torch.arange(tokens, device=device.torch_device)
-            return partial(verbs.write_latent, device, both, 0, ones[:LATENT], 1e-6, *turned(tokens), layer, slots)
+            return partial(verbs.write_latent, device, both, 0, latent, 1e-6, *turned(tokens), layer, slots)
 
         def route(tokens: int) -> Call:
             rule: dict[str, Any] = {"used": USED, "groups": 8, "groups_used": 4, "group_score": "top2"}

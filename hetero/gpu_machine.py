@@ -16,6 +16,12 @@ PCIE = 20e9  # bytes/s of a link that was not measured: less than half of PCIe 5
 PCIE_PAGEABLE, PCIE_LATENCY = 0.4, 10e-6  # of its speed; seconds
 
 
+def gpu_is_there() -> bool:
+    """A driver's, whether it can be used or not, unless the user hides it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
+    return not hidden and any(Path(path).exists() for path in DEVICE_FILES)
+
+
 def gpu_problem() -> UnsupportedError | None:
     """Why no GPU can be used; None: the first one can. Where there is no sign of one, torch is not even imported."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):

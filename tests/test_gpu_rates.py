@@ -58,18 +58,18 @@ def test_rate_of_a_model_clock(rates: GpuKernelRates, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("verb", ["linear", "heads", "experts"])
 def test_calls_compute_what_they_say(rates: GpuKernelRates, verb: str) -> None:
-    """As many weights as are counted, with so many columns, and other ones from call to call."""
+    """As many weights as are counted, with so many columns."""
     for large in (True, False):
         weights, bind = getattr(rates, f"_{verb}")("Q4_K", large)
         calls = bind(2)
-        first, second = (call() for call in calls[:2])
+        first, _ = (call() for call in calls[:2])
         assert len(calls) > 1 and first.shape[0] == 2 and torch.isfinite(first).all()
         if verb == "linear":
             assert weights == first.shape[1] * 256
         elif verb == "heads":
             assert weights == first[0].numel() * 512  # of W_uv: rows of Q4_K are longer than W_uk's
         else:
-            assert weights == 3 * 2 * (2048 if large else 256) * 256 and not torch.equal(first, second)
+            assert weights == 3 * 2 * (2048 if large else 256) * 256
 
 
 def test_every_verb_and_cache_is_timed(rates: GpuKernelRates, monkeypatch: pytest.MonkeyPatch) -> None:

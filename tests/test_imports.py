@@ -39,7 +39,7 @@ ROWS = [
     ],
     ["prediction", "parts", "peer", "contest", "extrapolate", "bench", "bench_report"],
     ["plan_request", "plan_report", "plan_page"],
-    ["kernel_references", "kernel_checks", "system", "environment", "doctor_kernels", "doctor"],
+    ["kernel_references", "kernel_checks", "gpu_checks", "system", "environment", "doctor_kernels", "doctor"],
 ]
 ONLY_IN = {"numba": "cpu_kernels", "llvmlite": "cpu_kernels", "triton": "gpu_kernels", "typer": "cli"}
 
