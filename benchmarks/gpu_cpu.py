@@ -27,7 +27,8 @@ def cases(setup: Setup) -> dict[str, Case]:
 
 def read(setup: Setup) -> Iterator[dict[str, Any]]:
     name = f"{setup.pool.threads} threads, {MACHINE.__name__}"
-    yield figure(name, read_bandwidth(setup.pool), "B/s", nodes=len(setup.pool.nodes))
+    setup.limits["DRAM read"] = read_bandwidth(setup.pool)
+    yield figure(name, setup.limits["DRAM read"], "B/s", nodes=len(setup.pool.nodes))
 
 
 def products(setup: Setup, verb: Verb, type: str) -> Iterator[dict[str, Any]]:

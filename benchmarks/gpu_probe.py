@@ -22,7 +22,7 @@ def machine(setup: Setup) -> Iterator[dict[str, Any]]:
     started = perf_counter()
     if setup.plain:
         with mock.patch("hetero.probe.write", return_value=""):  # what the user's machine was found to be stays
-            found = probe(setup.pool, (), kv=(), stopwatch=Stopwatch(0.0, 1), refresh=True)
+            found = probe(setup.pool, (), stopwatch=Stopwatch(0.0, 1), refresh=True)
     else:
         found = probe(setup.pool, weight_types(preset(MODEL)), refresh=True)
     yield figure("probe", perf_counter() - started, "s", machine=found.to_json())
