@@ -264,7 +264,7 @@ def check_absorbed(setup: Setup, kv: str) -> Iterator[dict[str, Any]]:
 
 
 def check_expanded(setup: Setup, kv: str) -> Iterator[dict[str, Any]]:
-    heads, length = setup.size(16, 2), setup.size(1500, 130)
+    heads, length = setup.size(16, 2), setup.size(1450, 130)  # an odd number of pages
     layer, table = filled(setup, kv, length)
     k_b, v_b = setup.matrix("Q8_0", LATENT, NOPE, heads), setup.matrix("Q8_0", VALUE, LATENT, heads)
     rows, (k_up, v_up) = layer.rows(table.long(), torch.float64), (values(w, setup) for w in (k_b, v_b))

@@ -49,11 +49,16 @@ class Opened:
     def launch_anew(self) -> None:
         """From now on no pass is replayed."""
         self.model.capture = None
-        self.model.steps.clear()
+        self._forget_steps()
 
     def capture_again(self) -> None:
         self.model.capture = self._capture
+        self._forget_steps()
+
+    def _forget_steps(self) -> None:
         self.model.steps.clear()
+        if self.model.doorbells.flags is not None:
+            self.model.doorbells.flags.forget()
 
     def predictor(self) -> Predictor:
         from hetero.prediction import predictor

@@ -166,9 +166,15 @@ def _check(q, k_b: Matrix, v_b: Matrix, layer: Layer, block_row, positions, k_tr
     return nope
 
 
-def _latents(layer: Layer, block_row: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[P * 64, C + R] of the listed pages, zeros after the last position: what is there may be NaN, and 0 x NaN is."""
+def _latents(
+    layer: Layer, block_row: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype, keys: int = 1
+) -> torch.Tensor:
+    """[P * 64, C + R] of the listed pages, zeros after the last position: what is there may be NaN, and 0 x NaN is.
+
+    Zeros too up to a multiple of `keys` rows: a kernel reads whole tiles of so many.
+    """
     latents = layer.rows(block_row, dtype)
+    latents = torch.nn.functional.pad(latents, (0, 0, 0, -len(latents) % keys))
     later = torch.arange(len(latents), dtype=torch.int32, device=latents.device) > positions[-1]
     return latents.masked_fill_(later[:, None], 0)
 
@@ -196,7 +202,7 @@ def mla_expanded(
     out = device.empty((tokens, heads, value))
     if not tokens:
         return out
-    latents = _latents(layer, block_row, positions, torch.float16)
+    latents = _latents(layer, block_row, positions, torch.float16, choose_flash_tiling(device.capability).keys)
     k_up, v_up = dequantize(device, k_b), dequantize(device, v_b)
     k_up = k_up.transpose(1, 2) if k_transposed else k_up
     attend, group = _attend_flash if flash else _attend_sdpa, _heads_at_a_time(heads, len(latents), nope + value)

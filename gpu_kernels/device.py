@@ -62,6 +62,8 @@ class Device:
             found = f"the NVIDIA driver supports CUDA {driver.version() // 1000}.{driver.version() % 1000 // 10}"
             raise GpuError(found, "12.0 or newer is needed", "update the NVIDIA driver")
         torch.cuda.set_device(index)
+        torch.backends.cuda.matmul.allow_tf32 = False  # of torch's products: sums in full float32
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         torch.empty(1, device="cuda")  # makes the context
         driver.use_context(index)
         sms = torch.cuda.get_device_properties(index).multi_processor_count

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from cpu_kernels.doorbell import (
     check_experts,
     serve,
 )
-from gpu_kernels import Device
+from gpu_kernels import Device, GpuError
 from hetero.errors import OffloadError
 from hetero.waiting import bind, lines
 
@@ -96,6 +97,10 @@ class Flags:
                 ends.append(len(program))
         return program, self.region.table(ends)
 
+    def forget(self) -> None:
+        """The CPU's parts are recorded anew: their arrays have changed."""
+        self._programs.clear()
+
     def serve(self, first: int, end: int) -> None:
         """The CPU's part of these meetings. Raises WorkerFault and OffloadError."""
         program, table = self._programs[self.tokens]
@@ -121,4 +126,5 @@ class Flags:
 
 def _unregister(device: Device, region: Region) -> None:
     if device.driver is not None:
-        device.driver.unregister(region.address)
+        with suppress(GpuError):  # of a context that is lost
+            device.driver.unregister(region.address)

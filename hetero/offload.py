@@ -252,8 +252,10 @@ class Doorbells:
         flags.region.poison()
         try:
             idle = passes(mark(self.device), self.patience)
-        except RuntimeError:  # CUDA is lost to this process
-            idle = False
+        except RuntimeError as lost:  # a kernel of the GPU has failed: CUDA is of no more use to this process
+            flags.abandon()
+            self.failure = f"the GPU failed: {str(lost).strip().splitlines()[0]}"
+            raise OffloadError(self.failure, "", "load the model in a new process") from error
         if not idle:
             flags.abandon()
             self.failure += "; the GPU does not come to rest"

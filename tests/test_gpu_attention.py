@@ -270,6 +270,27 @@ def test_expanded_of_widths_that_no_tile_has() -> None:
     close(expand(mla_expanded, device, q, k_b, v_b, layer, table[0], positions, 0.1), expected, 2e-3)
 
 
+@pytest.mark.parametrize("capability", [80, 89, HOPPER])
+def test_expanded_reads_whole_tiles_of_what_is_there(capability: int, monkeypatch) -> None:
+    """An odd number of pages, where a tile of keys is longer than a page: rows behind the last are zeros."""
+    seen, attend = [], attention_expanded._attend_flash
+
+    def look(device, q, keys, latents, values, *rest) -> None:
+        seen.extend(map(len, (keys, latents, values)))
+        assert not latents[140:].any() and not keys[140:].any() and not values[140:].any()
+        attend(device, q, keys, latents, values, *rest)
+
+    monkeypatch.setattr(attention_expanded, "_attend_flash", look)
+    device = device_of(capability)
+    layer, table = cached("f16", [140], 96, 8)
+    positions, q = ints(0, 63, 139), normal(10, 3, 2, 40)
+    k_b, v_b, k_up, v_up = matrices(device, 2, 32, 24, 96, False)
+    expected = reference.mla_expanded(q, k_up, v_up, layer, table[0][:3], positions, 0.1)
+    close(expand(mla_expanded, device, q, k_b, v_b, layer, table[0][:3], positions, 0.1), expected, 2e-3)
+    keys = attention_expanded.choose_flash_tiling(capability).keys
+    assert seen and all(length >= 192 and length % keys == 0 for length in seen)
+
+
 def test_heads_in_groups_of_bounded_memory() -> None:
     assert attention_expanded._heads_at_a_time(128, 32768, 256) == 32
     assert attention_expanded._heads_at_a_time(128, 64, 256) == 128
