@@ -26,7 +26,7 @@ SHAPES = (
 TOKENS = (1, 2, 4, 8, 16, 64, 512)
 CROSSED = (DOWN, SHAPES[4], SHAPES[8], ("Q8_0", "Q8_0", 7168, 7168))
 CROSSING = (1, 2, 4, 5, 8, 16, 32, 64, 96, 128, 192, 256, 512)
-# Of torch's bf16 speed, by tokens: the columns of the issue
+# Targets, of torch's bf16 speed, by tokens
 FASTER = {1: 2.5, 2: 2.5, 4: 2.5, 16: 1.5, 512: 0.5}
 READ_TARGETS = {("head", 1): 0.65, ("dense down", 1): 0.40, ("dense up", 1): 0.40}
 Shape = tuple[str, str, int, int]

@@ -21,7 +21,7 @@ class DenseFFN:
 
 
 class Router:
-    """Picks experts exactly as the model says; DESIGN of the gate: score, bias, groups, top-k, normalise, scale."""
+    """Picks experts exactly as the model says: score, bias, groups, top-k, normalise, scale."""
 
     def __init__(self, config: ModelConfig, ffn_gate_inp: Linear, exp_probs_b: Array | None):
         self.ffn_gate_inp, self.exp_probs_b = ffn_gate_inp, exp_probs_b
