@@ -88,9 +88,17 @@ class Batching:
             self._read(self._turns.next(reading), reading)
 
     def _step(self, running: list[Sequence]) -> None:
-        """A token for each of them."""
+        """A token for each of them. Memory may still run out for what a pass makes on its way: it has left no token
+        then, and each of them goes on alone, which needs least; what fails even so is its own request."""
         started = perf_counter()
-        logits = self.engine.step([sequence.row for sequence in running], [sequence.last for sequence in running])
+        try:
+            logits = self.engine.step([sequence.row for sequence in running], [sequence.last for sequence in running])
+        except MemoryError:
+            if len(running) == 1:
+                return self.end(running[0], "failed", ResourceError("memory ran out", "", "try again later"))
+            for sequence in running:
+                self._step([sequence])
+            return
         now = perf_counter()
         self.gap.stepped(len(running), now - started, now)
         for sequence, row in zip(running, logits, strict=True):
