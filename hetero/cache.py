@@ -3,13 +3,13 @@
 576 values per token and layer (kv_lora + rope) instead of heads x (nope + rope + value): 40,960 for DeepSeek-V3.
 
 A page is written by one sequence only. Once it is full and computed (`publish`) any number may read it, and whoever
-starts with the same tokens finds it (`adopt`, hetero.prefixes), whether its writer still runs or has ended. What
-nobody holds is dropped, longest unused first, when a sequence needs a page. There are as many pages as all sequences at
-their full length need, none of them shared: a sequence that has its row can always go on to the end of the context.
+starts with the same tokens finds it (`adopt`, hetero.prefixes), whether its writer still runs or has ended. Full pages
+are never copied; where two texts part within a page, what they share of it is. What nobody holds is dropped, longest
+unused first, when a sequence needs a page. There are as many pages as all sequences at their full length need, none of
+them shared: a sequence that has its row can always go on to the end of the context.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,20 +17,28 @@ from cpu_kernels import cache_layer
 from cpu_kernels.cache import BLOCK, PAGE
 from hetero.config import ModelConfig
 from hetero.errors import RequestError, UnsupportedError
-from hetero.prefixes import Node, PrefixIndex
+from hetero.prefixes import Node, PrefixIndex, common
 from hetero.run_config import RunConfig
+
+
+class Store(Protocol):
+    """Where layers' caches lie, if not in numpy's memory."""
+
+    def cache_layer(self, pages: int, kv: str, width: int) -> Any:
+        """Zeros; its length is `pages`."""
+
+    def copy_page(self, layer: Any, source: int, target: int) -> None:
+        """All that page `source` holds, to page `target`."""
 
 
 class LatentCache:
     """Room for `run.sequences` sequences of `context` tokens each. Pages are handed out as a sequence grows.
 
     Whether the memory holds it is for the plan to say (hetero.planning). UnsupportedError: not in this type.
-    `elsewhere`: makes what holds the first layers, that many, as `cache_layer` does the others.
+    `elsewhere`: how many layers, the first ones, lie in another store, and that store.
     """
 
-    def __init__(
-        self, config: ModelConfig, run: RunConfig, context: int, elsewhere: tuple[int, Callable[..., Any]] | None = None
-    ):
+    def __init__(self, config: ModelConfig, run: RunConfig, context: int, elsewhere: tuple[int, Store] | None = None):
         self.context, rows = context, run.sequences
         pages = -(-context // PAGE)
         width = config.cache_width
@@ -40,10 +48,13 @@ class LatentCache:
                 f"its blocks hold {BLOCK} values",
                 "use --kv f16",
             )
-        first, make = elsewhere or (0, cache_layer)
-        makers = [make] * first + [cache_layer] * (config.layers - first)
         self.pages = pages * rows
-        self.layers = [make(self.pages, run.kv, width) for make in makers]
+        first, store = elsewhere or (0, None)
+        stores = [store] * first + [None] * (config.layers - first)
+        self.layers: list[Any] = [
+            (store.cache_layer if store else cache_layer)(self.pages, run.kv, width) for store in stores
+        ]
+        self._copies = [store.copy_page if store else copy_page for store in stores]
         self.block_table = np.zeros((rows, pages), np.int32)
         self.lengths = np.zeros(rows, np.int32)  # tokens of each sequence
         self.free_pages = list(range(self.pages - 1, -1, -1))
@@ -70,26 +81,41 @@ class LatentCache:
 
     def find(self, ids: np.ndarray) -> int:
         """How many tokens of `ids` (int32) a sequence would find in the index."""
-        return sum(node.tokens for node in self.index.find(ids))
+        return self.index.find(ids).tokens
 
     def adopt(self, sequence: int, ids: np.ndarray) -> int:
         """The sequence, which holds a beginning of `ids` (int32) or nothing, takes over what is found of them if that
         is more; its own goes into the index. Returns its length."""
-        way = self.index.find(ids)
-        found = sum(node.tokens for node in way)
+        way, last, shared = match = self.index.find(ids)
+        found = match.tokens
         if found <= self.lengths[sequence]:
             return int(self.lengths[sequence])
-        tail = way.pop() if way[-1].tokens < PAGE else None
         self.index.hold(way)
-        if tail is not None:
-            self.index.remove(tail)
-        self.release(sequence)
-        table = [node.page for node in way] + ([] if tail is None else [tail.page])
+        if last is not None and shared == last.tokens:
+            self.index.remove(last)
+            self.release(sequence)
+            page = last.page
+        else:
+            self.release(sequence)  # before a page is asked for: it may need one of these
+            page = -1 if last is None else self._copied(last.page, shared)
+        table = [node.page for node in way] + ([] if last is None else [page])
         self._ways[sequence] = way
         self.block_table[sequence, : len(table)] = table
         self._ids[sequence, :found] = ids[:found]
         self.lengths[sequence] = found
         return found
+
+    def _copied(self, source: int, tokens: int) -> int:
+        """A page that begins with so many tokens of `source`, which may be the one that is dropped for it."""
+        page = self._page()
+        if page != source:
+            for copy, layer in zip(self._copies, self.layers, strict=True):
+                copy(layer, source, page)
+            self._expanded[page, :tokens] = self._expanded[source, :tokens]
+        return page
+
+    def _page(self) -> int:
+        return self.free_pages.pop() if self.free_pages else self.index.evict()
 
     def publish(self, sequence: int) -> None:
         """All tokens of the sequence have been computed: others may read those of its pages that are full."""
@@ -158,7 +184,7 @@ class LatentCache:
             )
         table = self.block_table[sequence]
         for page in range(-(-start // PAGE), -(-end // PAGE)):
-            table[page] = self.free_pages.pop() if self.free_pages else self.index.evict()
+            table[page] = self._page()
         self._ids[sequence, start:end] = ids
         self.lengths[sequence] = end
         positions = np.arange(start, end, dtype=np.int32)
@@ -166,8 +192,6 @@ class LatentCache:
         return positions
 
 
-def common(a: np.ndarray, b: np.ndarray) -> int:
-    """How many elements both begin with."""
-    size = min(len(a), len(b))
-    different = np.flatnonzero(a[:size] != b[:size])
-    return int(different[0]) if len(different) else size
+def copy_page(layer: np.ndarray, source: int, target: int) -> None:
+    """All that page `source` holds, to page `target`."""
+    layer[target] = layer[source]

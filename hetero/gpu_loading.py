@@ -1,7 +1,7 @@
 """The GPU's part of a load: the device, room for its cache, its weights, and the model that both sides compute."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hetero.errors import UnsupportedError
 from hetero.gpu_machine import other_gpus
@@ -38,9 +38,9 @@ class GpuLoad:
         self.side = open_side()
 
     @property
-    def cache(self) -> tuple[int, Callable[..., Any]]:
-        """How many layers' cache is the GPU's, and what makes one."""
-        return self.places.attention, self.side.cache_layer
+    def cache(self) -> "tuple[int, GpuSide]":
+        """How many layers' cache is the GPU's, and the GPU."""
+        return self.places.attention, self.side
 
     def bind(
         self,

@@ -42,6 +42,13 @@ class GpuSide:
         self._routed_experts = partial(verbs.routed_experts, device)
         self.experts: Verb = self.sum_of_experts
 
+    def copy_page(self, layer: Any, source: int, target: int) -> None:
+        """In order with what is computed."""
+        self.use()
+        for plane in (layer.values, layer.scales):
+            if plane is not None:
+                plane[target].copy_(plane[source])
+
     def write_latent(self, both, q_rows, norm, eps, step, layer) -> None:
         self._write_latent(both, q_rows, norm, eps, step.cos, step.sin, layer, step.slots)
 

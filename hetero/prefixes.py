@@ -2,37 +2,69 @@
 
 A node is a page, its children are pages that go on after it. A page that is full and computed enters the tree and is
 not written again while it is there: any number of sequences may hold it. The partly filled last page of a sequence
-that ended enters as a leaf; who goes on after all of its tokens takes it out of the tree and writes into it.
+that ended enters as a leaf; who goes on after all of its tokens takes it out of the tree and writes into it, and who
+goes on after the first tokens of any page copies them.
 Tokens that were computed in different ways (hetero.cache) have several nodes: their values are not mixed up.
 
 What nobody holds is kept until its page is needed. A sequence holds all the way to its last page, and lets go of the
 last one first, so the page that was let go first is never one that others go on after.
 """
 
+from bisect import bisect_left, insort
 from collections import OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 
 from cpu_kernels.cache import PAGE
 
+# Tokens that are worth a page of their own, copied. Every prompt of a model begins with the same few.
+COPIED = 16
+SIZE = 4  # bytes of a token
+
 
 class Node:
     """A page. `ids`: int32 tokens as bytes, fewer than PAGE in a leaf that may be taken over."""
 
-    __slots__ = ("children", "holders", "ids", "page", "parent")
+    __slots__ = ("children", "holders", "ids", "ordered", "page", "parent")
 
     def __init__(self, page: int, parent: "Node | None", ids: bytes):
         self.page, self.parent, self.ids = page, parent, ids
         self.children: dict[bytes, list[Node]] = {}  # by their tokens
+        self.ordered: list[bytes] = []  # keys of `children`: next to where a text would be is what begins most like it
         self.holders = 0  # sequences
 
     @property
     def tokens(self) -> int:
-        return len(self.ids) // 4
+        return len(self.ids) // SIZE
+
+    def nearest(self, ids: bytes) -> "tuple[int, Node | None]":
+        """Of the children the one that shares most of its first tokens with `ids`, and how many; where that is one of
+        several, one of which `ids` shares all."""
+        at = bisect_left(self.ordered, ids)
+        shared, key = max(
+            ((common(tokens_of(ids), tokens_of(key)), key) for key in self.ordered[max(at - 1, 0) : at + 1]),
+            default=(0, b""),
+        )
+        if not shared:
+            return 0, None
+        return shared, self.children[ids[: shared * SIZE] if ids[: shared * SIZE] in self.children else key][0]
+
+
+class Match(NamedTuple):
+    """What is found of a text."""
+
+    way: list[Node]  # full pages, from the first one on
+    last: Node | None  # one that goes on after them as the text does,
+    shared: int  # for so many tokens: all that it has, if they are fewer than COPIED, and never a full page's
+
+    @property
+    def tokens(self) -> int:
+        return len(self.way) * PAGE + self.shared
 
 
 class PrefixIndex:
-    """Costs are per page of the prefix at hand, whatever else is there."""
+    """Costs are per page of the prefix at hand, whatever else is there, but for a binary search."""
 
     def __init__(self) -> None:
         self.root = Node(-1, None, b"")
@@ -41,25 +73,26 @@ class PrefixIndex:
         self.shared = 0  # nodes with two or more holders
         self.evicted = 0  # pages, so far
 
-    def find(self, ids: np.ndarray) -> list[Node]:
-        """The longest way from the root whose tokens `ids` (int32) begins with; its last node may be partly filled."""
+    def find(self, ids: np.ndarray) -> Match:
+        """The most that is cached of `ids` (int32)."""
         content, ends, depth = ids.astype(np.int32).tobytes(), [self.root], 0
         while True:
-            key = content[4 * PAGE * depth : 4 * PAGE * (depth + 1)]
-            following = [child for node in ends for child in node.children.get(key, ())] if len(key) == 4 * PAGE else []
+            key = content[SIZE * PAGE * depth : SIZE * PAGE * (depth + 1)]
+            whole = len(key) == SIZE * PAGE
+            following = [child for node in ends for child in node.children.get(key, ())] if whole else []
             if not following:
                 break
             ends, depth = following, depth + 1
-        rest = content[4 * PAGE * depth :]
-        for size in range(min(len(rest), 4 * (PAGE - 1)), 0, -4):
-            tails = [tail for node in ends for tail in node.children.get(rest[:size], ())]
-            if tails:
-                return way_to(tails[0])
-        return way_to(ends[0])
+        shared, last = max((node.nearest(key) for node in ends), key=lambda found: found[0])
+        if last is None or shared < min(COPIED, last.tokens):
+            return Match(way_to(ends[0]), None, 0)
+        return Match(way_to(last)[:-1], last, shared)
 
     def add(self, parent: Node, page: int, ids: bytes, holders: int = 1) -> Node:
         """With no holder it is the one that was used last."""
         node = Node(page, parent, ids)
+        if ids not in parent.children:
+            insort(parent.ordered, ids)
         parent.children.setdefault(ids, []).append(node)
         node.holders = holders
         self.nodes += 1
@@ -89,6 +122,7 @@ class PrefixIndex:
         siblings.remove(node)
         if not siblings:
             del node.parent.children[node.ids]
+            del node.parent.ordered[bisect_left(node.parent.ordered, node.ids)]
         self.unheld.pop(node, None)
         self.nodes -= 1
         return node.page
@@ -107,3 +141,14 @@ def way_to(node: Node) -> list[Node]:
         node = node.parent
     way.reverse()
     return way
+
+
+def tokens_of(ids: bytes) -> np.ndarray:
+    return np.frombuffer(ids, np.int32)
+
+
+def common(a: np.ndarray, b: np.ndarray) -> int:
+    """How many elements both begin with."""
+    size = min(len(a), len(b))
+    different = np.flatnonzero(a[:size] != b[:size])
+    return int(different[0]) if len(different) else size

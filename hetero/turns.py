@@ -8,8 +8,9 @@ A prompt that begins as another one does, which is being read, waits for it wher
 
 from collections.abc import Sequence as Some
 
-from hetero.cache import PAGE, common
+from hetero.cache import PAGE
 from hetero.engine import CHUNK
+from hetero.prefixes import common
 from hetero.sequence import Sequence
 
 

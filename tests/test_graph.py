@@ -89,7 +89,7 @@ def test_a_recorded_pass_reads_the_same_memory_again(engine: Engine) -> None:
 def test_other_caches_are_not_mixed_up(engine: Engine) -> None:
     engine.model.capture, engine.model.steps = Recorder(), {}
     side = engine.model.gpu
-    cache = LatentCache(engine.config, RunConfig(), 64, (engine.model.on_gpu, side.cache_layer))
+    cache = LatentCache(engine.config, RunConfig(), 64, (engine.model.on_gpu, side))
     engine.forget()
     mine = [engine.scores([id]) for id in IDS[:5]]
     theirs = [engine.model.forward(batch_of(cache, [0], [id]), cache.layers) for id in IDS[:5]]

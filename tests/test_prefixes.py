@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from cpu_kernels.cache import PAGE
-from hetero.cache import LatentCache
-from hetero.prefixes import Node, PrefixIndex
+from hetero.cache import LatentCache, Store
+from hetero.prefixes import COPIED, Node, PrefixIndex, common
 from hetero.run_config import RunConfig
 from tests.small_model import small_config
 
@@ -21,8 +21,9 @@ WORDS = [[word] * size for word, size in enumerate((PAGE, PAGE, 2 * PAGE, 40, 7,
 Text = tuple[tuple[int, bool], ...]  # tokens, each with the way it was computed
 
 
-def new_cache(rows: int = ROWS, context: int = CONTEXT) -> LatentCache:
-    return LatentCache(replace(small_config(), layers=1), RunConfig(sequences=rows, kv="f32"), context)
+def new_cache(rows: int = ROWS, context: int = CONTEXT, store: Store | None = None) -> LatentCache:
+    layers = (1, store) if store else None
+    return LatentCache(replace(small_config(), layers=1), RunConfig(sequences=rows, kv="f32"), context, layers)
 
 
 def check(index: PrefixIndex) -> None:
@@ -57,12 +58,21 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = new_cache()
+        self.cache = new_cache(store=self)
         self.written: dict[tuple[int, int], Text] = {}
         self.rows: list[Text | None] = [None] * ROWS  # None: no sequence
         self.plans: list[list[int]] = [[] for _ in range(ROWS)]  # prompts
         self.entries: list[Entry] = []
         self.time = 0
+
+    # Where the cache's values lie
+    def cache_layer(self, pages: int, kv: str, width: int) -> None:
+        assert pages == ROWS * PAGES
+
+    def copy_page(self, layer: None, source: int, target: int) -> None:
+        for at in range(PAGE):
+            if (source, at) in self.written:
+                self.written[target, at] = self.written[source, at]
 
     # What the naive model knows
     def held(self, entry: Entry) -> bool:
@@ -71,8 +81,13 @@ class Machine(RuleBasedStateMachine):
         )
 
     def found(self, ids: list[int]) -> int:
-        whole = [entry.text for entry in self.entries]
-        return max((len(text) for text in whole if [id for id, _ in text] == ids[: len(text)]), default=0)
+        best = 0
+        for entry in self.entries:
+            size = int(common(np.array([id for id, _ in entry.text]), np.array(ids)))
+            before = (len(entry.text) - 1) // PAGE * PAGE
+            if size == len(entry.text) or size - before >= COPIED:
+                best = max(best, size)
+        return best
 
     def pages_in_use(self) -> int:
         own = sum(len(row) % PAGE > 0 for row in self.rows if row is not None)
@@ -106,10 +121,10 @@ class Machine(RuleBasedStateMachine):
         assert length == max(found, len(before)), "as much as there is"
         if length > len(before):
             text: Text = tuple(zip(ids[:length], self.cache.expanded(row).tolist(), strict=True))
-            if length % PAGE:
-                self.entries.remove(next(entry for entry in self.entries if entry.text == text))
+            self.entries = [entry for entry in self.entries if entry.text != text or not length % PAGE]  # taken over
             self.rows[row] = text
             self.end(before)
+            self.make_room(0)  # for what was copied
         assert self.cache.find(np.array(ids, np.int32)) == self.found(ids)
 
     def end(self, text: Text) -> None:
@@ -246,13 +261,44 @@ def test_a_partly_filled_last_page_is_taken_over_by_one() -> None:
     assert cache.find(np.array(ids, np.int32)) == 150
 
 
-def test_a_text_that_differs_within_the_last_page_leaves_it_to_others() -> None:
+def test_texts_that_part_within_a_page_both_keep_what_they_share() -> None:
     cache = new_cache()
-    computed(cache, 0, list(range(100)))
+    for expanded, ids in ((True, range(80)), (False, range(80, 150))):
+        cache.extend(0, list(ids), expanded)
+    cache.publish(0)
+    layer, first = cache.layers[0], cache.block_table[0]
+    layer[:] = np.random.default_rng(1).standard_normal(layer.shape)
+    parting = np.array([*range(90), 500, 501], np.int32)
+    assert cache.adopt(1, parting) == 90, "of a full page that its writer still holds"
+    page = cache.block_table[1, 1]
+    assert cache.block_table[1, 0] == first[0] and page != first[1]
+    np.testing.assert_array_equal(layer[page, : 90 - PAGE], layer[first[1], : 90 - PAGE])
+    assert cache.expanded(1).tolist() == [True] * 80 + [False] * 10
     cache.release(0)
-    other = np.array([*range(90), 500, 501], np.int32)
-    assert cache.adopt(1, other) == PAGE
-    assert cache.find(np.arange(101, dtype=np.int32)) == 100
+    late = np.array([*range(148), 500], np.int32)
+    assert cache.adopt(0, late) == 148, "of a page that is partly filled"
+    assert cache.find(np.arange(150, dtype=np.int32)) == 150
+
+
+def test_few_tokens_are_not_worth_a_page() -> None:
+    cache = new_cache()
+    computed(cache, 0, list(range(PAGE + COPIED)))
+    cache.release(0)
+    for shared in (COPIED - 1, PAGE + COPIED - 1):
+        assert cache.find(np.array([*range(shared), 500], np.int32)) == shared // PAGE * PAGE
+
+
+def test_a_page_is_copied_where_none_is_free() -> None:
+    """The one that is dropped for it may be the one that is copied."""
+    cache = new_cache(rows=1, context=2 * PAGE)
+    computed(cache, 0, list(range(PAGE + 40)))
+    cache.release(0)
+    layer = cache.layers[0]
+    layer[:] = np.arange(2)[:, None, None]
+    assert not cache.free_pages
+    assert cache.adopt(0, np.array([*range(PAGE + 30), 500], np.int32)) == PAGE + 30
+    assert sorted(cache.block_table[0].tolist()) == [0, 1] and cache.index.nodes == 1
+    check(cache.index)
 
 
 def test_the_same_text_twice_is_kept_once() -> None:
@@ -299,5 +345,7 @@ def test_costs_are_those_of_the_prefix_at_hand() -> None:
     index.root.children = Watched()
     for page in range(5000):
         index.add(index.root, page, np.full(PAGE, page, np.int32).tobytes(), holders=0)
-    assert [node.page for node in index.find(np.full(2 * PAGE, 4321, np.int32))] == [4321]
-    assert len(looked) <= 1 + PAGE
+    assert [node.page for node in index.find(np.full(2 * PAGE, 4321, np.int32)).way] == [4321]
+    parting = index.find(np.array([4321] * 20 + [1], np.int32))
+    assert not parting.way and parting.last is not None and (parting.last.page, parting.shared) == (4321, 20)
+    assert len(looked) <= 4
