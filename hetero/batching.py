@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from hetero.engine import CHUNK
+from hetero.engine import pass_end
 from hetero.errors import HeteroError, KernelError, ResourceError
 from hetero.load_state import SequenceState, Snapshot, Speed
 from hetero.recorded import MOST_TOKENS
@@ -140,8 +140,7 @@ class Batching:
         self._guarded(sequence, lambda: self._look(sequence, begins=True))
         if sequence.phase != "reading":
             return False
-        end = min((sequence.done // CHUNK + 1) * CHUNK, len(sequence.prompt))
-        ids = sequence.prompt[sequence.done : end]
+        ids = sequence.prompt[sequence.done : pass_end(sequence.done, len(sequence.prompt))]
         sequence.pieces = self.engine.read(sequence.row, ids, self.gap.pace)
         return True
 

@@ -9,7 +9,7 @@ A prompt that begins as another one does, which is being read, waits for it wher
 from collections.abc import Sequence as Some
 
 from hetero.cache import PAGE
-from hetero.engine import CHUNK
+from hetero.engine import pass_end
 from hetero.prefixes import common
 from hetero.sequence import Sequence
 
@@ -41,15 +41,18 @@ def waits(sequence: Sequence, reading: Some[Sequence]) -> bool:
     return any(
         other.done < shared
         and sequence.done < shared
-        and pass_end(other, shared) - other.done <= 2 * (shared - sequence.done)
+        and cached_with(other, shared) - other.done <= 2 * (shared - sequence.done)
         for other, shared in sequence.shared
         if other in reading
     )
 
 
-def pass_end(sequence: Sequence, tokens: int) -> int:
+def cached_with(sequence: Sequence, tokens: int) -> int:
     """How many of its tokens will be cached when a pass has ended that has the first `tokens`."""
-    return min(-(-tokens // CHUNK) * CHUNK, len(sequence.prompt))
+    end = sequence.done
+    while end < tokens:
+        end = pass_end(end, len(sequence.prompt))
+    return end
 
 
 def shared_with(sequence: Sequence, reading: Some[Sequence]) -> list[tuple[Sequence, int]]:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import hetero.batching
-import hetero.turns
+import hetero.engine
 from hetero import RunConfig, Sampling, demo, load
 from hetero.continuation import Continuation
 from hetero.engine import Engine
@@ -31,8 +30,7 @@ def engine() -> Iterator[Engine]:
 @pytest.fixture
 def scheduler(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scheduler]:
     """Of an engine that stays; prompts are cut into many chunks."""
-    monkeypatch.setattr(hetero.batching, "CHUNK", CHUNK)
-    monkeypatch.setattr(hetero.turns, "CHUNK", CHUNK)
+    monkeypatch.setattr(hetero.engine, "CHUNK", CHUNK)
     monkeypatch.setattr(engine, "close", lambda: None)
     scheduler = Scheduler(engine, max_token_gap=0.02)
     yield scheduler

@@ -109,6 +109,14 @@ def test_chunks_begin_at_absolute_multiples(engine: Engine, model: Counting) -> 
     assert [start for start, *_ in model.passes] == [100, CHUNK, 2 * CHUNK, 2 * CHUNK + 9]
 
 
+def test_what_can_be_read_in_one_pass_is_not_cut(engine: Engine, model: Counting) -> None:
+    ids = prompt(CHUNK + 200)
+    next(engine.generate(ids[: CHUNK - 50], GREEDY))
+    model.passes.clear()
+    next(engine.generate(ids, GREEDY))
+    assert model.passes == [(CHUNK - 50, 249, 0), (CHUNK + 199, 1, 1)]
+
+
 def test_logits_are_read_from_an_empty_context(engine: Engine, model: Counting) -> None:
     list(engine.generate([1, 2, 3], Sampling(temperature=0.0, max_tokens=2)))
     model.passes.clear()

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import hetero.batching
-import hetero.turns
+import hetero.engine
 from cpu_kernels import Pool
 from hetero.errors import ContextExceeded, Draining, FileError, HeteroError, KernelError, QueueFull, RequestError
 from hetero.request import Ended, Event, Generated, Read, Request, Started
@@ -36,8 +35,7 @@ def model() -> Reciting:
 @pytest.fixture
 def make(model: Reciting, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """make(rows=2, queue=64) -> a scheduler of the model; steps of its rehearsal are not counted."""
-    monkeypatch.setattr(hetero.batching, "CHUNK", CHUNK)
-    monkeypatch.setattr(hetero.turns, "CHUNK", CHUNK)
+    monkeypatch.setattr(hetero.engine, "CHUNK", CHUNK)
     monkeypatch.setattr(pool, "close", lambda: None)
     made = []
 
