@@ -1,6 +1,7 @@
 """Grammars without a model: whatever is drawn from their masks is what was asked for."""
 
 import json
+import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -134,6 +135,86 @@ def test_an_object_is_an_object(v3: Vocabulary) -> None:
     make = constraint_for(v3, NEVER_THINKS, schema=ANY_OBJECT)
     for seed in range(8):
         assert isinstance(json.loads(v3.tokenizer.decode(draw(v3, make, seed))), dict)
+
+
+BLANKS = 41  # a line break and indentation, or 8 characters before the answer
+
+
+def blank_draw(vocabulary: Vocabulary, make: Callable[[], Constraint] | None, seed: int) -> list[int]:
+    """White space, the longest that may come, as long as it may; else what ends, else anything."""
+    assert make is not None
+    constraint, chance, ids = make(), np.random.default_rng(seed), list[int]()
+    texts = [bytes(text) for text in vocabulary.tokens]
+    blank = sorted((id for id, text in enumerate(texts) if text and not text.strip()), key=lambda id: -len(texts[id]))
+    ends = [
+        id for text in ("}", "]", '"', ":", ",", "{", "[", *"0123456789") if (id := vocabulary.token(text)) is not None
+    ]
+    preferred = [*blank, *vocabulary.tokenizer.stop_ids, *ends]
+    while not constraint.ended and len(ids) < 1000:
+        bits = np.unpackbits(constraint.mask().view(np.uint8), bitorder="little")
+        id = next((id for id in preferred if bits[id]), None)
+        id = int(chance.choice(np.flatnonzero(bits))) if id is None else id
+        if id in vocabulary.tokenizer.stop_ids:
+            break
+        ids.append(id)
+        constraint.accept(id)
+    return ids
+
+
+@pytest.mark.parametrize("name", ["person", "people", "object", "numbers", "tree"])
+def test_white_space_has_an_end(v3: Vocabulary, name: str) -> None:
+    """Of a model that would write nothing else: what is between two parts ends, and the document is complete."""
+    schema = SCHEMAS.get(name, ANY_OBJECT.document)
+    make = constraint_for(v3, NEVER_THINKS, schema=Schema(schema, strict=True))
+    for seed in range(3):
+        text = v3.tokenizer.decode(blank_draw(v3, make, seed))
+        jsonschema_rs.validate(schema, json.loads(text))
+        outside = re.sub(r'"(?:[^"\\]|\\.)*"', '""', text)
+        runs = [len(run) for run in re.findall(r"\s+", outside)]
+        assert runs and max(runs) <= BLANKS, text
+
+
+def test_white_space_of_arguments_has_an_end(written: tuple[Vocabulary, ToolFormat]) -> None:
+    vocabulary, format = written
+    calls = Calls(format, TOOLS, required=True, only="go.to-1", parallel=False)
+    make = constraint_for(vocabulary, NEVER_THINKS, calls=calls)
+    for seed in range(3):
+        ids = blank_draw(vocabulary, make, seed)
+        text, (_, found) = vocabulary.tokenizer.decode(ids), calls_in(vocabulary, format, ids)
+        assert found and max(len(run) for run in re.findall(r"\s+", text)) <= BLANKS, text
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ('{"a":1,"b":[2,3]}', True),
+        ('{"a": 1, "b": [2, 3]}', True),
+        ('{\n  "a": 1,\n  "b": [\n    2,\n    3\n  ]\n}', True),
+        ('{\r\n\t"a": 1\r\n}', True),
+        ('{ "a" : 1 }', True),
+        ('\n\n{"a": 1}', True),
+        ("{  ", False),
+        ("{\n\n", False),
+        ('{"a":\t', False),
+        ('{"a": 1  ', False),
+        ("{ \n", False),
+        ("{\n" + " " * 41, False),
+        ("\n" * 9, False),
+    ],
+)
+def test_white_space_as_models_write_it(v3: Vocabulary, text: str, fits: bool) -> None:
+    """Compact, after separators, indented."""
+    constraint = constraint_for(v3, NEVER_THINKS, schema=ANY_OBJECT)()
+    ids = [v3.token(character) for character in text]
+    if fits:
+        for id in ids:
+            constraint.accept(id)
+        assert constraint.ended
+    else:
+        for id in ids[:-1]:
+            constraint.accept(id)
+        with pytest.raises(RequestError):
+            constraint.accept(ids[-1])
 
 
 def test_what_is_not_strict_enforces_what_it_can(v3: Vocabulary) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from hetero.tool_format import ToolFormat
 
-# Between the parts of a document: a space, or a line break and indentation. A model that would go on for ever goes on.
+# Once at most between two parts of a document: a space, or a line break and indentation. What JSON allows has no end,
+# and a greedy model may write it until max_tokens; without any, a model is led away from what it would write.
 WHITESPACE = r"(?:\x20|\r?\n[\x20\t]{0,40})"
 
 
