@@ -146,6 +146,8 @@ def test_unknown_fields_are_named() -> None:
         (ResponsesForm, {"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         (ResponsesForm, {"include": ["web_search_call.results"]}, "include"),
         (ResponsesForm, {"tools": [{"type": "mcp"}]}, "tools[0].type"),
+        (ResponsesForm, {"tools": [{"type": "function", "name": "f"}] * 2}, "tools"),
+        (ResponsesForm, {"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
         (ResponsesForm, {"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         (MessagesForm, {"max_tokens": None}, "max_tokens"),
         (MessagesForm, {"messages": [{"role": "assistant", "content": "I"}]}, "messages"),
@@ -153,6 +155,8 @@ def test_unknown_fields_are_named() -> None:
         (MessagesForm, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
         (MessagesForm, {"thinking": {"type": "enabled", "budget_tokens": 9}}, "thinking.budget_tokens"),
         (MessagesForm, {"tool_choice": {"type": "any"}}, "tool_choice"),
+        (MessagesForm, {"tool_choice": {"type": "tool"}}, "tool_choice"),
+        (MessagesForm, {"tools": [{"name": "f", "input_schema": {}}] * 2}, "tools"),
         (MessagesForm, {"tools": [{"name": "f"}]}, "tools[0].input_schema"),
         (MessagesForm, {"tools": [{"type": "web_search_20250305", "name": "f"}]}, "tools[0].type"),
     ],
@@ -169,6 +173,10 @@ def test_limits_of_numbers() -> None:
     assert "at most 2" in refused(ResponsesForm, limits, input=[{"role": "user", "content": "Hi"}] * 3).message
     tools = [{"type": "function", "function": {"name": name}} for name in "ab"]
     assert "at most 1" in refused(ChatForm, limits, tools=tools).message
+    flat = [{"type": "function", "name": name} for name in "ab"]
+    assert "at most 1" in refused(ResponsesForm, limits, tools=flat).message
+    custom = [{"name": name, "input_schema": {}} for name in "ab"]
+    assert "at most 1" in refused(MessagesForm, limits, tools=custom).message
 
 
 def test_sampling() -> None:

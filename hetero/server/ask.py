@@ -7,6 +7,7 @@ from typing import Any, Literal
 from hetero.sampler import Sampling
 
 Effort = Literal["minimal", "low", "medium", "high", "xhigh", "max"]
+ToolChoice = Literal["auto", "required", "none"] | tuple[str]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Tools:
     """
 
     functions: tuple[dict[str, Any], ...] = ()
-    choice: Literal["auto", "required", "none"] | tuple[str] = "auto"
+    choice: ToolChoice = "auto"
     parallel: bool = True
 
     @property

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hetero.sampler import Sampling
-from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, Tools
+from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, ToolChoice, Tools
 from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.refusal import bad
 from hetero.server.settings import Limits
-from hetero.server.shared_fields import STRICT, SamplingFields, Tokens, TopLogprobs, sampled
+from hetero.server.shared_fields import SamplingFields, Tokens, TopLogprobs, sampled
+from hetero.server.tool_fields import DEFINITION, STRICT, FunctionName, offered
 
 THINKING = ("thinking", "enable_thinking")  # as other servers' clients say it
 RESERVED = frozenset(
@@ -52,7 +53,7 @@ class ChatMessage(Form):
 
 
 class FunctionDefinition(Form):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_\-.]{1,64}$")]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = Field(default=None, description="JSON schema; none: no arguments.")
     strict: bool | None = Field(default=None, description=STRICT)
@@ -214,23 +215,10 @@ def template_variables(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def tools(form: ChatForm, limits: Limits) -> Tools:
-    offered = form.tools or []
-    if len(offered) > limits.tools:
-        raise bad(f"there are {len(offered)} tools", f"at most {limits.tools}", param="tools")
-    names = [tool.function.name for tool in offered]
-    if len(set(names)) < len(names):
-        raise bad("two tools have the same name", "names are unique", param="tools")
     choice = form.tool_choice or "auto"
-    named: Literal["auto", "required", "none"] | tuple[str] = (
-        (choice.function.name,) if isinstance(choice, NamedChoice) else choice
-    )
-    if isinstance(named, tuple) and named[0] not in names:
-        raise bad(f"tool_choice names {named[0]!r}", "it must be one of tools", param="tool_choice")
-    if named == "required" and not names:
-        raise bad("tool_choice is required", "there are no tools", param="tool_choice")
-    shape: Any = {"type": True, "function": {"name", "description", "parameters", "strict"}}
-    functions = tuple(tool.model_dump(include=shape, exclude_none=True) for tool in offered)
-    return Tools(functions, named, form.parallel_tool_calls is not False)
+    named: ToolChoice = (choice.function.name,) if isinstance(choice, NamedChoice) else choice
+    definitions = [tool.function.model_dump(include=DEFINITION, exclude_none=True) for tool in form.tools or []]
+    return offered(definitions, named, form.parallel_tool_calls is not False, limits)
 
 
 def json_format(form: ResponseFormat | None) -> JsonFormat | None:

@@ -11,7 +11,8 @@ from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, Tools
 from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.refusal import bad
 from hetero.server.settings import Limits
-from hetero.server.shared_fields import STRICT, SamplingFields, Share, Temperature, Tokens, sampled, stops
+from hetero.server.shared_fields import SamplingFields, Share, Temperature, Tokens, sampled, stops
+from hetero.server.tool_fields import STRICT, offered
 
 CACHED = "every prefix is cached"
 ONE_USER = "requests are not told apart by user"
@@ -122,22 +123,10 @@ class CountForm(Form):
         return Thinking(self.thinking.type == "enabled", self.thinking.budget_tokens, effort)
 
     def _tools(self, limits: Limits) -> Tools:
-        offered = self.tools or []
-        if len(offered) > limits.tools:
-            raise bad(f"there are {len(offered)} tools", f"at most {limits.tools}", param="tools")
-        names = [tool.name for tool in offered]
-        if len(set(names)) < len(names):
-            raise bad("two tools have the same name", "names are unique", param="tools")
-        functions = tuple(function(tool) for tool in offered)
-        choice = self.tool_choice
-        if choice is None:
-            return Tools(functions)
-        if choice.type in ("any", "tool") and not offered:
-            raise bad(f"tool_choice is {choice.type}", "there are no tools", param="tool_choice")
-        if choice.type == "tool" and choice.name not in names:
-            raise bad(f"tool_choice names {choice.name!r}", "it must be one of tools", param="tool_choice")
+        choice = self.tool_choice or ToolChoice(type="auto")
         meant: dict[str, Any] = {"auto": "auto", "none": "none", "any": "required", "tool": (choice.name,)}
-        return Tools(functions, meant[choice.type], not choice.disable_parallel_tool_use)
+        definitions = [definition(tool) for tool in self.tools or []]
+        return offered(definitions, meant[choice.type], not choice.disable_parallel_tool_use, limits)
 
 
 class MessagesForm(CountForm):
@@ -165,13 +154,13 @@ class MessagesForm(CountForm):
         return replace(self.prompt(limits), sampling=sampling, progress=bool(self.return_progress))
 
 
-def function(tool: Tool) -> dict[str, Any]:
+def definition(tool: Tool) -> dict[str, Any]:
     found: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
     if tool.description is not None:
         found["description"] = tool.description
     if tool.strict is not None:
         found["strict"] = tool.strict
-    return {"type": "function", "function": found}
+    return found
 
 
 def plain(content: str | list[Block] | None, path: str) -> str:

@@ -1,16 +1,15 @@
 """The body of POST /v1/responses: OpenAI's newer interface, without anything stored between requests."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from hetero.sampler import Sampling
-from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, Tools
+from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, ToolChoice, Tools
 from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.refusal import bad
 from hetero.server.settings import Limits
 from hetero.server.shared_fields import (
-    STRICT,
     Metadata,
     SamplingFields,
     Share,
@@ -19,6 +18,7 @@ from hetero.server.shared_fields import (
     TopLogprobs,
     sampled,
 )
+from hetero.server.tool_fields import DEFINITION, STRICT, FunctionName, offered
 
 HOSTED = "it belongs to OpenAI's own service"
 STORED = "nothing is stored between requests"
@@ -57,7 +57,7 @@ class Item(Form):
 
 class FunctionTool(Form):
     type: Literal["function"]
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_\-.]{1,64}$")]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = Field(default=None, description=STRICT)
@@ -164,25 +164,10 @@ class ResponsesForm(Form):
         return tuple(message for message in told if message["role"] != "assistant" or len(message) > 1)
 
     def _tools(self, limits: Limits) -> Tools:
-        offered = self.tools or []
-        if len(offered) > limits.tools:
-            raise bad(f"there are {len(offered)} tools", f"at most {limits.tools}", param="tools")
-        names = [tool.name for tool in offered]
-        if len(set(names)) < len(names):
-            raise bad("two tools have the same name", "names are unique", param="tools")
         choice = self.tool_choice or "auto"
-        if isinstance(choice, NamedChoice) and choice.name not in names:
-            raise bad(f"tool_choice names {choice.name!r}", "it must be one of tools", param="tool_choice")
-        if choice == "required" and not names:
-            raise bad("tool_choice is required", "there are no tools", param="tool_choice")
-        shape = {"name", "description", "parameters", "strict"}
-        functions = [
-            {"type": "function", "function": tool.model_dump(include=shape, exclude_none=True)} for tool in offered
-        ]
-        meant: Literal["none", "auto", "required"] | tuple[str] = (
-            (choice.name,) if isinstance(choice, NamedChoice) else choice
-        )
-        return Tools(tuple(functions), meant, self.parallel_tool_calls is not False)
+        named: ToolChoice = (choice.name,) if isinstance(choice, NamedChoice) else choice
+        definitions = [tool.model_dump(include=DEFINITION, exclude_none=True) for tool in self.tools or []]
+        return offered(definitions, named, self.parallel_tool_calls is not False, limits)
 
     def _format(self) -> JsonFormat | None:
         found = self.text.format if self.text else None

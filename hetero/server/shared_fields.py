@@ -17,7 +17,6 @@ Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]
 Metadata = dict[str, str]
-STRICT = "A schema of which a part cannot be enforced is refused; otherwise that part is left out."
 
 
 class SamplingFields(Form):
