@@ -58,15 +58,17 @@ class Client:
         timed = Timed()
         return timed, self._threads.submit(self._ask, timed, prompt, tokens)
 
-    def ask(self, prompt: Sequence[int], tokens: int) -> Timed:
-        return self._ask(Timed(), prompt, tokens)
+    def ask(self, prompt: Sequence[int], tokens: int, words: Sequence[int] = ()) -> Timed:
+        """`words`: the token ids that the answer may have; none: all."""
+        return self._ask(Timed(), prompt, tokens, words)
 
     def all(self, calls: Iterable[Callable[[], T]]) -> list[T]:
         """At one time."""
         return [one.result() for one in [self._threads.submit(call) for call in calls]]
 
-    def _ask(self, timed: Timed, prompt: Sequence[int], tokens: int) -> Timed:
-        body = {"prompt": list(prompt), "max_tokens": tokens, "temperature": 0, "logit_bias": self._banned}
+    def _ask(self, timed: Timed, prompt: Sequence[int], tokens: int, words: Sequence[int] = ()) -> Timed:
+        bias = self._banned | {str(id): 100 for id in words}
+        body = {"prompt": list(prompt), "max_tokens": tokens, "temperature": 0, "logit_bias": bias}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         connection = http.client.HTTPConnection(self._where.hostname or "", self._where.port, timeout=PATIENCE)
         timed.asked = perf_counter()

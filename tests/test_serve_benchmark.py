@@ -26,11 +26,14 @@ def test_document_and_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     )
     assert streams["share_of_allowed"] == pytest.approx(streams["times_one"] / streams["allowed_times_one"])
     assert 2.5 < streams["allowed_times_one"] < 3, "4 of 16 experts: 11 of 16 for four tokens"
-    assert turn["prompt_tokens"] > 230 and turn["cached_tokens"] > 200
+    conversation = 200 + serve.FEW
+    assert turn["prompt_tokens"] == conversation + serve.QUESTION and turn["cached_tokens"] == conversation - 1
+    assert turn["long_prompt_tokens"] == conversation + serve.LONG_QUESTION
+    assert turn["long_cached_tokens"] >= conversation - 1
     assert rows["5 clients"]["longest_first_token_seconds"] >= rows["5 clients"]["first_token_seconds"] > 0
     for name in serve.BARS:
         assert f"{name}: " in written.err
     first, second = report.serve(document).split("\n\n")
-    assert len(first.splitlines()) == 6 and len(second.splitlines()) == 4
+    assert len(first.splitlines()) == 7 and len(second.splitlines()) == 4
     assert {line.count("|") for line in first.splitlines()} == {4}
     assert {line.count("|") for line in second.splitlines()} == {6}
