@@ -6,11 +6,12 @@ from pydantic import Field
 
 from hetero.sampler import Sampling
 from hetero.server.ask import Ask
-from hetero.server.chat_form import StreamOptions
 from hetero.server.fields import Name, no_effect, refuse
+from hetero.server.reasons import ONE_USER
 from hetero.server.refusal import bad
+from hetero.server.sampling_fields import SamplingFields, Tokens, TopLogprobs, sampled
 from hetero.server.settings import Limits
-from hetero.server.shared_fields import SamplingFields, Tokens, TopLogprobs, sampled
+from hetero.server.stream_fields import StreamOptions, check_stream
 
 Ids = list[Annotated[int, Field(ge=0, lt=1 << 31)]]
 DEFAULT_TOKENS = 16  # OpenAI's, where max_tokens is left out
@@ -27,7 +28,7 @@ class CompletionForm(SamplingFields):
     echo: bool | None = Field(default=None, description="Begin with the prompt; not together with logprobs.")
     best_of: Annotated[int, Field(ge=1, le=128)] | None = Field(default=None, description="Only as many as n.")
     return_progress: bool | None = Field(default=None, description="Extension: chunks while the prompt is read.")
-    user: Any = no_effect("requests are not told apart by user")
+    user: Any = no_effect(ONE_USER)
     suffix: Any = refuse("the models do not fill in between", "")
 
     def ask(self, defaults: Sampling, limits: Limits) -> Ask:
@@ -36,8 +37,7 @@ class CompletionForm(SamplingFields):
             raise bad(f"best_of is {self.best_of}", f"n is {copies}, every choice is returned", param="best_of")
         if self.echo and self.logprobs is not None:
             raise bad("echo with logprobs", "there are no logprobs of the prompt", "leave one out", param="echo")
-        if self.stream_options is not None and not self.stream:
-            raise bad("stream_options without stream", "stream must be true", param="stream_options")
+        check_stream(self.stream, self.stream_options)
         texts = self.texts()
         if not texts or len(texts) * copies > limits.choices:
             found = f"{len(texts)} prompts, each {copies} times"

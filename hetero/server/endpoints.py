@@ -9,7 +9,7 @@ from starlette.responses import Response
 from hetero.sampler import Sampling
 from hetero.server.ask import Ask
 from hetero.server.call import Call, document
-from hetero.server.chat_form import template_variables, told
+from hetero.server.chat_messages import template_variables, told
 from hetero.server.metrics import CONTENT_TYPE, Metrics
 from hetero.server.openapi import openapi
 from hetero.server.panel import panel

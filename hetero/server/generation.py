@@ -7,13 +7,14 @@ from starlette.responses import Response
 
 from hetero.server.call import Call, document, new_id
 from hetero.server.chat_answer import ChatAnswer
-from hetero.server.chat_form import ChatForm, StreamOptions
+from hetero.server.chat_form import ChatForm
 from hetero.server.completion_answer import CompletionAnswer
 from hetero.server.completion_form import CompletionForm
 from hetero.server.messages_answer import MessagesAnswer
 from hetero.server.messages_form import CountForm, MessagesForm
 from hetero.server.responses_answer import ResponsesAnswer
 from hetero.server.responses_form import ResponsesForm, echoed
+from hetero.server.stream_fields import StreamOptions
 
 
 def wants_usage(options: StreamOptions | None) -> bool:

@@ -9,17 +9,16 @@ from pydantic import Field
 from hetero.sampler import Sampling
 from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, Tools
 from hetero.server.fields import Form, Name, no_effect, refuse
+from hetero.server.message_parts import Part, check_count
+from hetero.server.reasons import BY_THE_MODEL, CACHED, ONE_TIER, ONE_USER
 from hetero.server.refusal import bad
+from hetero.server.sampling_fields import SamplingFields, Share, Temperature, Tokens, sampled, stops
 from hetero.server.settings import Limits
-from hetero.server.shared_fields import SamplingFields, Share, Temperature, Tokens, sampled, stops
 from hetero.server.tool_fields import STRICT, offered
 
-CACHED = "every prefix is cached"
-ONE_USER = "requests are not told apart by user"
 
-
-class Block(Form):
-    """A part of a message; which fields it has is a matter of its type."""
+class Block(Part):
+    """A part of a message."""
 
     type: Literal["text", "thinking", "redacted_thinking", "tool_use", "tool_result"]
     text: str | None = None
@@ -52,7 +51,7 @@ class Tool(Form):
     strict: bool | None = Field(default=None, description=STRICT)
     eager_input_streaming: Any = no_effect("arguments are always streamed as they are made")
     input_examples: Any = refuse("there is no place for them in the models' templates", [])
-    allowed_callers: Any = refuse("only the model itself calls tools", ["direct"])
+    allowed_callers: Any = refuse(BY_THE_MODEL, ["direct"])
     defer_loading: Any = refuse("every tool is in the prompt", False)
 
 
@@ -97,10 +96,7 @@ class CountForm(Form):
 
     def prompt(self, limits: Limits) -> Ask:
         """All but the sampling."""
-        if not self.messages:
-            raise bad("messages is empty", "at least one is needed", param="messages")
-        if len(self.messages) > limits.messages:
-            raise bad(f"there are {len(self.messages):,} messages", f"at most {limits.messages:,}", param="messages")
+        check_count(self.messages, limits)
         if self.messages[-1].role == "assistant":
             limit = "an answer that was begun is not gone on with"
             raise bad("the last message is the assistant's", limit, "end with the user's", param="messages")
@@ -138,7 +134,7 @@ class MessagesForm(CountForm):
     stop_sequences: list[str] | None = None
     return_progress: bool | None = Field(default=None, description="Extension: what was read, in `ping` events.")
     metadata: Any = no_effect(ONE_USER)
-    service_tier: Any = no_effect("there is one tier")
+    service_tier: Any = no_effect(ONE_TIER)
     inference_geo: Any = no_effect("it is computed where the server is")
     container: Any = refuse("there are no containers")
     diagnostics: Any = refuse("usage tells what was cached")
@@ -170,14 +166,7 @@ def plain(content: str | list[Block] | None, path: str) -> str:
     for at, block in enumerate(content):
         if block.type != "text":
             raise bad(f"{path}[{at}].type is {block.type!r}", "only text may stand here", param=f"{path}[{at}].type")
-    return "".join(needed(block, "text", f"{path}[{at}]") for at, block in enumerate(content))
-
-
-def needed(block: Block, name: str, path: str) -> Any:
-    value = getattr(block, name)
-    if value is None:
-        raise bad(f"{path}.{name} is missing", f"a {block.type} block has one", param=f"{path}.{name}")
-    return value
+    return "".join(block.needed("text", f"{path}[{at}]") for at, block in enumerate(content))
 
 
 def messages(turn: Turn, path: str) -> list[dict[str, Any]]:
@@ -193,7 +182,7 @@ def users(blocks: list[Block], path: str) -> list[dict[str, Any]]:
         where = f"{path}.content[{at}]"
         if block.type == "tool_result":
             content = plain(block.content, f"{where}.content")
-            id = needed(block, "tool_use_id", where)
+            id = block.needed("tool_use_id", where)
             told.append(
                 {"role": "tool", "tool_call_id": id, "content": f"Error: {content}" if block.is_error else content}
             )
@@ -201,9 +190,9 @@ def users(blocks: list[Block], path: str) -> list[dict[str, Any]]:
             limit = "text and tool_result may stand in a user's message"
             raise bad(f"{where}.type is {block.type!r}", limit, param=f"{where}.type")
         elif told and told[-1]["role"] == "user":
-            told[-1]["content"] += needed(block, "text", where)
+            told[-1]["content"] += block.needed("text", where)
         else:
-            told.append({"role": "user", "content": needed(block, "text", where)})
+            told.append({"role": "user", "content": block.needed("text", where)})
     return told
 
 
@@ -212,12 +201,12 @@ def assistants(blocks: list[Block], path: str) -> list[dict[str, Any]]:
     for at, block in enumerate(blocks):
         where = f"{path}.content[{at}]"
         if block.type == "text":
-            found["content"] += needed(block, "text", where)
+            found["content"] += block.needed("text", where)
         elif block.type == "thinking":
-            found["reasoning_content"] = found.get("reasoning_content", "") + needed(block, "thinking", where)
+            found["reasoning_content"] = found.get("reasoning_content", "") + block.needed("thinking", where)
         elif block.type == "tool_use":
-            called = {"name": needed(block, "name", where), "arguments": json.dumps(needed(block, "input", where))}
-            call = {"id": needed(block, "id", where), "type": "function", "function": called}
+            called = {"name": block.needed("name", where), "arguments": json.dumps(block.needed("input", where))}
+            call = {"id": block.needed("id", where), "type": "function", "function": called}
             found.setdefault("tool_calls", []).append(call)
         elif block.type == "tool_result":
             raise bad(f"{where}.type is 'tool_result'", "results stand in a user's message", param=f"{where}.type")

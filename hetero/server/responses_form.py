@@ -7,10 +7,10 @@ from pydantic import Field
 from hetero.sampler import Sampling
 from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, ToolChoice, Tools
 from hetero.server.fields import Form, Name, no_effect, refuse
+from hetero.server.message_parts import Part, TextPart, text_of
+from hetero.server.reasons import BY_THE_MODEL, CACHED, HOSTED, KEPT, NO_VERBOSITY, ONE_TIER, ONE_USER, TEXT_ONLY
 from hetero.server.refusal import bad
-from hetero.server.settings import Limits
-from hetero.server.shared_fields import (
-    Metadata,
+from hetero.server.sampling_fields import (
     SamplingFields,
     Share,
     Temperature,
@@ -18,34 +18,31 @@ from hetero.server.shared_fields import (
     TopLogprobs,
     sampled,
 )
+from hetero.server.settings import Limits
+from hetero.server.stream_fields import check_stream
 from hetero.server.tool_fields import DEFINITION, STRICT, FunctionName, offered
 
-HOSTED = "it belongs to OpenAI's own service"
 STORED = "nothing is stored between requests"
-ONE_USER = "requests are not told apart by user"
-CACHED = "every prefix is cached"
 LOGPROBS = "message.output_text.logprobs"
 
 
-class Part(Form):
+class ItemPart(TextPart):
     type: Literal["input_text", "output_text", "reasoning_text", "summary_text", "refusal", "text"]
-    text: str | None = None
-    refusal: str | None = None
     annotations: Any = no_effect("they are not part of the text")
     logprobs: Any = no_effect("they are not part of the text")
     prompt_cache_breakpoint: Any = no_effect(CACHED)
 
 
-class Item(Form):
-    """A part of the conversation; which fields it has is a matter of its type."""
+class Item(Part):
+    """A part of the conversation."""
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: str | list[Part] | None = None
+    content: str | list[ItemPart] | None = None
     call_id: Name | None = None
     name: Name | None = None
     arguments: str | None = None
-    output: str | list[Part] | None = None
+    output: str | list[ItemPart] | None = None
     id: Any = no_effect(STORED)
     status: Any = no_effect("every item is taken as it is")
     phase: Any = no_effect("an answer has one phase")
@@ -62,7 +59,7 @@ class FunctionTool(Form):
     parameters: dict[str, Any] | None = None
     strict: bool | None = Field(default=None, description=STRICT)
     output_schema: Any = no_effect("what a tool gives is text for the model")
-    allowed_callers: Any = refuse("only the model itself calls tools", ["direct"])
+    allowed_callers: Any = refuse(BY_THE_MODEL, ["direct"])
     defer_loading: Any = refuse("every tool is in the prompt", False)
 
 
@@ -89,7 +86,7 @@ class TextFormat(Form):
 
 class TextOption(Form):
     format: TextFormat | None = None
-    verbosity: Any = refuse("the models know no verbosity", "medium")
+    verbosity: Any = refuse(NO_VERBOSITY, "medium")
 
 
 class StreamOptions(Form):
@@ -112,19 +109,19 @@ class ResponsesForm(Form):
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
-    metadata: Metadata | None = Field(default=None, description="Sent back.")
+    metadata: dict[str, str] | None = Field(default=None, description="Sent back.")
     prompt_cache_key: Any = no_effect(CACHED)
     prompt_cache_options: Any = no_effect(CACHED)
-    prompt_cache_retention: Any = no_effect("prefixes stay as long as there is room")
+    prompt_cache_retention: Any = no_effect(KEPT)
     safety_identifier: Any = no_effect(ONE_USER)
     user: Any = no_effect(ONE_USER)
-    service_tier: Any = no_effect("there is one tier")
+    service_tier: Any = no_effect(ONE_TIER)
     access_programs: Any = refuse(HOSTED)
     background: Any = refuse(STORED, False)
     background_options: Any = refuse(STORED)
     context_management: Any = refuse("nothing is left out of a conversation", [])
     conversation: Any = refuse(STORED)
-    image: Any = refuse("text only")
+    image: Any = refuse(TEXT_ONLY)
     max_tool_calls: Any = refuse("the server calls no tools itself")
     moderation: Any = refuse(HOSTED)
     previous_response_id: Any = refuse(STORED)
@@ -133,8 +130,7 @@ class ResponsesForm(Form):
     truncation: Any = refuse("nothing is left out of a conversation", "disabled")
 
     def ask(self, defaults: Sampling, limits: Limits) -> Ask:
-        if self.stream_options is not None and not self.stream:
-            raise bad("stream_options without stream", "stream must be true", param="stream_options")
+        check_stream(self.stream, self.stream_options)
         for name in self.include or []:
             if name not in (LOGPROBS, "reasoning.encrypted_content"):
                 raise bad(f"include names {name[:50]!r}", f"{LOGPROBS} is implemented", "leave it out", param="include")
@@ -183,8 +179,8 @@ class ResponsesForm(Form):
 def tell(item: Item, path: str, told: list[dict[str, Any]]) -> None:
     """Adds an item; what the assistant thought, said and called in a row is one message of a chat template."""
     if item.type == "message":
-        role = "system" if item.role == "developer" else needed(item, "role", path)
-        content = text_of(needed(item, "content", path))
+        role = "system" if item.role == "developer" else item.needed("role", path)
+        content = text_of(item.needed("content", path))
         if role != "assistant":
             told.append({"role": role, "content": content})
         else:
@@ -195,33 +191,20 @@ def tell(item: Item, path: str, told: list[dict[str, Any]]) -> None:
             message = assistants(told)
             message["reasoning_content"] = message.get("reasoning_content", "") + thought
     elif item.type == "function_call":
-        called = {"name": needed(item, "name", path), "arguments": needed(item, "arguments", path)}
-        call = {"id": needed(item, "call_id", path), "type": "function", "function": called}
+        called = {"name": item.needed("name", path), "arguments": item.needed("arguments", path)}
+        call = {"id": item.needed("call_id", path), "type": "function", "function": called}
         message = assistants(told)
         message.setdefault("content", "")
         message.setdefault("tool_calls", []).append(call)
     else:
-        content = text_of(needed(item, "output", path))
-        told.append({"role": "tool", "tool_call_id": needed(item, "call_id", path), "content": content})
+        content = text_of(item.needed("output", path))
+        told.append({"role": "tool", "tool_call_id": item.needed("call_id", path), "content": content})
 
 
 def assistants(told: list[dict[str, Any]]) -> dict[str, Any]:
     if not told or told[-1]["role"] != "assistant":
         told.append({"role": "assistant"})
     return told[-1]
-
-
-def needed(item: Item, name: str, path: str) -> Any:
-    value = getattr(item, name)
-    if value is None:
-        raise bad(f"{path}.{name} is missing", f"a {item.type} has one", param=f"{path}.{name}")
-    return value
-
-
-def text_of(content: str | list[Part] | None) -> str:
-    if isinstance(content, list):
-        return "".join(part.text or part.refusal or "" for part in content)
-    return content or ""
 
 
 def echoed(form: ResponsesForm, sampling: Sampling) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from hetero.server.chat_form import ChatMessage
+from hetero.server.chat_messages import ChatMessage
 from hetero.server.completion_form import Ids
 from hetero.server.fields import Form, Name
 

@@ -1,4 +1,4 @@
-"""Fields that several interfaces have, and what they mean for sampling."""
+"""Fields that say how tokens are chosen, and how many."""
 
 from dataclasses import replace
 from typing import Annotated, Any
@@ -16,7 +16,6 @@ Penalty = Annotated[float, Field(ge=-100, le=100)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]
-Metadata = dict[str, str]
 
 
 class SamplingFields(Form):

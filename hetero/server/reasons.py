@@ -1,0 +1,10 @@
+"""Why a field has no effect or is refused, where several interfaces have the field."""
+
+CACHED = "every prefix is cached"
+KEPT = "prefixes stay as long as there is room"
+ONE_TIER = "there is one tier"
+ONE_USER = "requests are not told apart by user"
+TEXT_ONLY = "text only"
+NO_VERBOSITY = "the models know no verbosity"
+BY_THE_MODEL = "only the model itself calls tools"
+HOSTED = "it belongs to OpenAI's own service"
