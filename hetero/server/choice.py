@@ -24,6 +24,10 @@ class Progress(NamedTuple):
     done: int
     total: int
 
+    def document(self) -> dict[str, int]:
+        """Named as llama.cpp's server does."""
+        return {"total": self.total, "cache": self.cached, "processed": self.done}
+
 
 class Said(NamedTuple):
     """`tokens`: those whose text this completes; of the answer, not of the reasoning."""

@@ -3,26 +3,25 @@
 from typing import TYPE_CHECKING, Any
 
 from hetero.scheduler import Generated
-from hetero.server.chat_answer import DONE, FINISH, finite, progress, usage
 from hetero.server.choice import Delta, Finished, Progress, Said
+from hetero.server.chunked_answer import FINISH, ChunkedAnswer, Wanted
 from hetero.server.exchange import Exchange
-from hetero.server.refusal import Refusal
-from hetero.server.sse import compact, event
+from hetero.server.logprobs import finite
 
 if TYPE_CHECKING:
     from hetero.tokenizer import Tokenizer
 
 
-class CompletionAnswer:
-    """`head`: id, created and model. `echo`: what each choice begins with."""
+class CompletionAnswer(ChunkedAnswer):
+    """`echo`: what each choice begins with."""
+
+    DOCUMENT = CHUNK = "text_completion"
 
     def __init__(
-        self, exchange: Exchange, tokenizer: "Tokenizer", head: dict[str, Any], echo: list[str], **options: bool
+        self, exchange: Exchange, tokenizer: "Tokenizer", head: dict[str, Any], wanted: Wanted, echo: list[str]
     ):
-        self._exchange, self._tokenizer, self._echo = exchange, tokenizer, echo
-        self._head = head | {"object": "text_completion"}
-        self._usage, self._progress = options.get("usage", False), options.get("progress", False)
-        self._logprobs = options.get("logprobs", False)
+        super().__init__(exchange, tokenizer, head, wanted)
+        self._echo = echo
         self._offsets = [len(text) for text in echo]  # characters of each choice that were sent
 
     def opening(self) -> list[bytes]:
@@ -30,38 +29,21 @@ class CompletionAnswer:
 
     def push(self, index: int, delta: Delta) -> list[bytes]:
         if isinstance(delta, Progress):
-            return [self._chunk([], prompt_progress=progress(delta))] if self._progress else []
+            return self._read(delta)
         if isinstance(delta, Finished):
             return [self._chunk([choice(index, "", reason=FINISH[delta.reason])])]
         if not isinstance(delta, Said):
             return []
-        logprobs = self._shown(delta.tokens, self._offsets[index]) if self._logprobs else None
+        logprobs = self._shown(delta.tokens, self._offsets[index]) if self._wanted.logprobs else None
         self._offsets[index] += len(delta.text)
         return [self._chunk([choice(index, delta.text, logprobs)])]
-
-    def closing(self) -> list[bytes]:
-        last = [self._chunk([], usage=usage(self._exchange.usage))] if self._usage else []
-        return [*last, DONE]
-
-    def failed(self, refusal: Refusal) -> list[bytes]:
-        return [event(refusal.document("", ""))]
-
-    def document(self, deltas: list[tuple[int, Delta]]) -> bytes:
-        choices = [
-            self._choice(index, [delta for at, delta in deltas if at == index]) for index in range(len(self._echo))
-        ]
-        return compact(self._head | {"choices": choices, "usage": usage(self._exchange.usage)}).encode()
 
     def _choice(self, index: int, deltas: list[Delta]) -> dict[str, Any]:
         said = [delta for delta in deltas if isinstance(delta, Said)]
         (reason,) = [delta.reason for delta in deltas if isinstance(delta, Finished)]
         tokens = tuple(token for one in said for token in one.tokens)
-        logprobs = self._shown(tokens, self._offsets[index]) if self._logprobs else None
+        logprobs = self._shown(tokens, self._offsets[index]) if self._wanted.logprobs else None
         return choice(index, self._echo[index] + "".join(one.text for one in said), logprobs, FINISH[reason])
-
-    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        empty = {"usage": None} if self._usage else {}
-        return event(self._head | {"choices": choices} | empty | more)
 
     def _shown(self, tokens: tuple[Generated, ...], offset: int) -> dict[str, Any]:
         texts = [self._text(token.id) for token in tokens]

@@ -5,9 +5,11 @@ import time
 from starlette.requests import Request
 from starlette.responses import Response
 
+from hetero.server.ask import Ask
 from hetero.server.call import Call, document, new_id
 from hetero.server.chat_answer import ChatAnswer
 from hetero.server.chat_form import ChatForm
+from hetero.server.chunked_answer import Wanted
 from hetero.server.completion_answer import CompletionAnswer
 from hetero.server.completion_form import CompletionForm
 from hetero.server.messages_answer import MessagesAnswer
@@ -17,8 +19,8 @@ from hetero.server.responses_form import ResponsesForm, echoed
 from hetero.server.stream_fields import StreamOptions
 
 
-def wants_usage(options: StreamOptions | None) -> bool:
-    return bool(options and options.include_usage)
+def wanted(ask: Ask, options: StreamOptions | None) -> Wanted:
+    return Wanted(bool(options and options.include_usage), ask.progress, ask.logprobs is not None)
 
 
 async def chat_completions(request: Request) -> Response:
@@ -28,8 +30,7 @@ async def chat_completions(request: Request) -> Response:
     ask = form.ask(settings.sampling, settings.limits)
     exchange = await call.begin(ask)
     head = {"id": new_id("chatcmpl-"), "created": int(time.time()), "model": call.service.name}
-    options = {"usage": wants_usage(form.stream_options), "progress": ask.progress}
-    answer = ChatAnswer(exchange, call.service.loaded.tokenizer, head, logprobs=ask.logprobs is not None, **options)
+    answer = ChatAnswer(exchange, call.service.loaded.tokenizer, head, wanted(ask, form.stream_options))
     return await call.answer(exchange, answer, form.stream)
 
 
@@ -43,8 +44,7 @@ async def completions(request: Request) -> Response:
     texts = [text if isinstance(text, str) else tokenizer.decode(text) for text in ask.texts if form.echo]
     echo = [text for text in texts or [""] * len(ask.texts) for _ in range(ask.choices)]
     head = {"id": new_id("cmpl-"), "created": int(time.time()), "model": call.service.name}
-    options = {"usage": wants_usage(form.stream_options), "progress": ask.progress}
-    answer = CompletionAnswer(exchange, tokenizer, head, echo, logprobs=ask.logprobs is not None, **options)
+    answer = CompletionAnswer(exchange, tokenizer, head, wanted(ask, form.stream_options), echo)
     return await call.answer(exchange, answer, form.stream)
 
 

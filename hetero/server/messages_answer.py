@@ -3,7 +3,6 @@
 import json
 from typing import Any, Literal
 
-from hetero.server.chat_answer import progress
 from hetero.server.choice import Delta, Finished, FinishReason, Progress, Said
 from hetero.server.exchange import Exchange
 from hetero.server.refusal import Refusal
@@ -43,7 +42,7 @@ class MessagesAnswer:
             message = self._head | {"content": []} | self._end | {"usage": self._usage()}
             found.append({"type": "message_start", "message": message})
         if isinstance(delta, Progress) and self._progress:
-            found.append({"type": "ping", "prompt_progress": progress(delta)})
+            found.append({"type": "ping", "prompt_progress": delta.document()})
         elif isinstance(delta, Said):
             found += self._thought(delta.text) if delta.thinking else self._text(delta.text)
         elif isinstance(delta, CallStarted):

@@ -5,9 +5,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hetero.scheduler import Generated
-from hetero.server.chat_answer import shown_tokens
 from hetero.server.choice import Delta, Finished, Said
 from hetero.server.exchange import Exchange
+from hetero.server.logprobs import shown_tokens
 from hetero.server.refusal import Refusal
 from hetero.server.sse import compact, event
 from hetero.server.tool_calls import CallArguments, CallEnded, CallStarted
