@@ -1,5 +1,6 @@
 """What POST /v1/completions answers: a document, or chunks of one."""
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from hetero.scheduler import Generated
@@ -47,7 +48,7 @@ class CompletionAnswer(ChunkedAnswer):
 
     def _shown(self, tokens: tuple[Generated, ...], offset: int) -> dict[str, Any]:
         texts = [self._text(token.id) for token in tokens]
-        starts = [offset + sum(map(len, texts[:at])) for at in range(len(texts))]
+        *starts, _ = accumulate(map(len, texts), initial=offset)
         return {
             "tokens": texts,
             "token_logprobs": [finite(token.logprob) for token in tokens],
