@@ -14,6 +14,7 @@ import pytest
 
 import cli
 import hetero
+from hetero.commands.verb import guarded
 from hetero.errors import ResourceError
 from hetero.run_config import RunConfig
 from hetero.sampler import Sampling
@@ -284,13 +285,13 @@ def test_exit_status(error: BaseException, status: int, said: str, capsys: pytes
     def fail() -> None:
         raise error
 
-    assert cli.guarded(fail) == status
+    assert guarded(fail) == status
     assert capsys.readouterr().err == said
 
 
 def test_a_bug_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
-        cli.guarded(lambda: print(1 // 0))
+        guarded(lambda: print(1 // 0))
 
 
 def test_a_reader_that_leaves_is_no_error(model_file: Callable[..., Path]) -> None:
