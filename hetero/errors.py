@@ -7,7 +7,7 @@
       │    ├─ QueueFull        too many requests wait already
       │    └─ Draining         nothing new is taken any more
       ├─ RequestError       a request that cannot be met: impossible sampling values, too long a prompt
-      │    └─ ContextExceeded  prompt and answer are longer than what is promised to a sequence
+      │    └─ ContextExceeded  the prompt leaves no room in what is promised to a sequence
       ├─ TemplateError      the chat template failed, looped or asked for something forbidden
       ├─ KernelError        a worker failed inside a kernel; names the kernel
       └─ OffloadError       GPU and CPU lost each other in the middle of a pass; also a RuntimeError
@@ -57,13 +57,11 @@ class RequestError(HeteroError):
 
 
 class ContextExceeded(RequestError):
-    """`prompt` tokens, `max_new` that may follow (None: as many as fit), `context` of a sequence."""
+    """`prompt` tokens, where at least one has to follow in the `context` of a sequence."""
 
-    def __init__(self, prompt: int, max_new: int | None, context: int):
-        self.prompt, self.max_new, self.context = prompt, max_new, context
-        asked = "" if max_new is None else f" and {max_new:,} are asked for"
-        remedy = "shorten the prompt" + ("" if max_new is None else ", or ask for fewer")
-        super().__init__(f"the prompt has {prompt:,} tokens{asked}", f"the context holds {context:,}", remedy)
+    def __init__(self, prompt: int, context: int):
+        self.prompt, self.context = prompt, context
+        super().__init__(f"the prompt has {prompt:,} tokens", f"the context holds {context:,}", "shorten the prompt")
 
 
 class TemplateError(HeteroError):

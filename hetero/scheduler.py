@@ -81,14 +81,14 @@ class Scheduler:
     def submit(self, request: Request) -> Ticket:
         """RequestError, ContextExceeded: never possible. QueueFull, Draining: not now. Or what has ended the engine."""
         asked, room = request.sampling.max_tokens, self.engine.context - len(request.ids)
-        if (asked or 1) > room:
-            raise ContextExceeded(len(request.ids), asked, self.engine.context)
+        if room < 1:
+            raise ContextExceeded(len(request.ids), self.engine.context)
         ids = self.engine.checked(request.ids)
         going = Continuation(
             ids,
             request.sampling,
             self.engine.config.vocab_size,
-            asked or room,
+            room if asked is None else min(asked, room),
             request.stop_ids,
             request.constraint,
             request.logprobs,

@@ -400,13 +400,22 @@ def test_a_response_that_is_cut(client: OpenAI, own_answers: OwnAnswers) -> None
 # What goes wrong
 
 
+def test_more_tokens_than_there_is_room_for(client: OpenAI, own_answers: OwnAnswers) -> None:
+    """As editors and agents ask for, whatever the context is."""
+    own = own_answers.chat(FRANCE)["text"]
+    options: Any = {"model": MODEL, "temperature": 0}
+    chat = client.chat.completions.create(messages=asked(FRANCE), max_tokens=32_000, **options)
+    assert (chat.choices[0].message.content, chat.choices[0].finish_reason) == (own, "stop")
+    answer = client.responses.create(input=FRANCE, max_output_tokens=32_000, **options)
+    assert (answer.output_text, answer.status) == (own, "completed")
+
+
 def test_a_prompt_beyond_the_context(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as failed:
         client.chat.completions.create(model=MODEL, messages=asked("word " * 3000))
     assert failed.value.code == "context_length_exceeded" and failed.value.type == "invalid_request_error"
     assert "1,024" in failed.value.message and "3,0" in failed.value.message
     for call in (
-        lambda: client.chat.completions.create(model=MODEL, messages=asked("Hi"), max_completion_tokens=1024),
         lambda: client.completions.create(model=MODEL, prompt="word " * 3000),
         lambda: client.responses.create(model=MODEL, input="word " * 3000),
     ):

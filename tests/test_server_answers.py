@@ -326,10 +326,32 @@ def test_context(path: str) -> None:
     assert status == 400 and "the context holds 200" in message and "the prompt has 3" in message
     if path != "/v1/messages":
         assert json.loads(answer)["error"]["code"] == "context_length_exceeded"
-        name = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
-        status, _, answer = Client(scheduler).post(path, SAID[path] | {name: 199})
-        assert status == 400 and "199 more are asked for" in json.loads(answer)["error"]["message"]
     assert scheduler.requests == []
+
+
+@pytest.mark.parametrize("path", SAID)
+def test_more_tokens_than_there_is_room_for_are_as_many_as_there_is(path: str) -> None:
+    names = {"/v1/chat/completions": ("max_tokens", "max_completion_tokens"), "/v1/responses": ("max_output_tokens",)}
+    for name in names.get(path, ("max_tokens",)):
+        found = ask(path, "x" * 300, **{name: 32_000})
+        used = found["usage"]
+        kinds = ("prompt_tokens", "input_tokens", "completion_tokens", "output_tokens")
+        assert sum(used.get(kind, 0) for kind in kinds) == 200
+        if path == "/v1/responses":
+            assert (found["status"], found["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+        elif path != "/v1/messages":
+            assert found["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_prompt_that_leaves_no_room_for_one_token() -> None:
+    client = Client(FakeScheduler(["x"]))
+    for size, said in (
+        (200, "the prompt has 200 tokens; the context holds 200, one of them the answer's; shorten the prompt"),
+        (201, "the prompt has 201 tokens; the context holds 200; shorten the prompt"),
+    ):
+        status, _, answer = client.post("/v1/completions", {"prompt": [1] * size})
+        assert (status, json.loads(answer)["error"]["message"]) == (400, said)
+    assert client.post("/v1/completions", {"prompt": [1] * 199})[0] == 200
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,8 @@ class JsonFormat:
 class Ask:
     """Messages for the chat template, or texts (or token ids) to go on with.
 
-    `sampling.max_tokens`: as the client said; None: to the end of the context. `fit`: more than there is room for means
-    to the end of the context, too; otherwise it is refused. `logprobs`: how many alternatives are shown for each token.
+    `sampling.max_tokens`: as the client said; None, and more than there is room for: to the end of the context.
+    `logprobs`: how many alternatives are shown for each token.
     """
 
     sampling: Sampling
@@ -56,7 +56,6 @@ class Ask:
     texts: tuple[str | tuple[int, ...], ...] = ()
     choices: int = 1
     logprobs: int | None = None
-    fit: bool = False
     progress: bool = False
     thinking: Thinking = field(default_factory=Thinking)
     tools: Tools = field(default_factory=Tools)

@@ -106,7 +106,6 @@ class CountForm(Form):
         return Ask(
             sampling=Sampling(),
             messages=tuple(told),
-            fit=True,
             thinking=self._thinking(),
             tools=self._tools(limits),
             format=JsonFormat(config.format.schema_) if (config := self.output_config) and config.format else None,

@@ -50,7 +50,7 @@ def prompts_of(ask: Ask, loaded: Loaded) -> list[Prompt]:
 def check_length(text: str, loaded: Loaded) -> None:
     """Refusal of what is far too long, before it takes a core for a minute to know how much."""
     if (least := loaded.tokenizer.least_tokens(text)) > loaded.context:
-        raise too_long(least, None, loaded.context, at_least=True)
+        raise too_long(least, loaded.context, at_least=True)
 
 
 def prompt_of(text: str | tuple[int, ...], loaded: Loaded) -> Prompt:
@@ -64,13 +64,13 @@ def prompt_of(text: str | tuple[int, ...], loaded: Loaded) -> Prompt:
 
 
 def fitted(prompt: Prompt, ask: Ask, loaded: Loaded) -> Prepared:
-    """With `max_tokens` within the context."""
+    """More tokens than there is room for means: to the end of the context."""
     asked = ask.sampling.max_tokens
     if not prompt.ids:
         raise bad("the prompt is empty", "at least one token is needed", "give some text")
     room = loaded.context - len(prompt.ids)
-    if room < 1 or (asked is not None and asked > room and not ask.fit):
-        raise too_long(len(prompt.ids), None if ask.fit else asked, loaded.context)
+    if room < 1:
+        raise too_long(len(prompt.ids), loaded.context)
     most = room if asked is None else min(asked, room)
     sampling = replace(ask.sampling, max_tokens=most)
     return Prepared(

@@ -64,15 +64,10 @@ def bad(found: str, limit: str = "", remedy: str = "", *, param: str | None = No
     return Refusal(400, "; ".join(part for part in (found, limit, remedy) if part), param=param, code=code)
 
 
-def too_long(prompt: int, new: int | None, context: int, at_least: bool = False) -> Refusal:
-    asked = f" and {new:,} more are asked for" if new is not None else ""
-    return bad(
-        f"the prompt has {'at least ' if at_least else ''}{prompt:,} tokens{asked}",
-        f"the context holds {context:,}",
-        "shorten the prompt" + (", or ask for fewer tokens" if new else ""),
-        param="messages",
-        code="context_length_exceeded",
-    )
+def too_long(prompt: int, context: int, at_least: bool = False) -> Refusal:
+    found = f"the prompt has {'at least ' if at_least else ''}{prompt:,} tokens"
+    limit = f"the context holds {context:,}" + (", one of them the answer's" if prompt == context else "")
+    return bad(found, limit, "shorten the prompt", param="messages", code="context_length_exceeded")
 
 
 def refusal_of(error: BaseException) -> Refusal:
@@ -80,7 +75,7 @@ def refusal_of(error: BaseException) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, ContextExceeded):
-        return too_long(error.prompt, error.max_new, error.context)
+        return too_long(error.prompt, error.context)
     if isinstance(error, QueueFull):
         headers = {"retry-after": str(max(1, round(error.retry_after)))}
         return Refusal(429, str(error), code="queue_full", headers=headers)
