@@ -63,9 +63,10 @@ class ThinkingSplitter:
         before, mark, after = self._held.partition(CLOSE)
         if mark:
             self._state, self._held, self._skip_newlines = "answer", after, True
+            shown = before.rstrip("\n")
         else:
-            keep = overlap(before, CLOSE)
-            before, self._held = before[: len(before) - keep], before[len(before) - keep :]
-        if before:
-            pieces.append(Piece(before, True))
+            shown = before[: len(before) - overlap(before, CLOSE)].rstrip("\n")
+            self._held = before[len(shown) :]
+        if shown:
+            pieces.append(Piece(shown, True))
         return bool(mark)

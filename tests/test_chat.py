@@ -72,7 +72,7 @@ def test_thinking_is_told_apart_and_not_repeated_as_content(capsys: pytest.Captu
     out, err = capsys.readouterr()
     assert out == "4\n"  # the second answer never leaves its thinking
     assert "hmm" in err
-    assert chat.conversation.turns[1] == {"role": "assistant", "content": "4", "reasoning_content": "hmm\n"}
+    assert chat.conversation.turns[1] == {"role": "assistant", "content": "4", "reasoning_content": "hmm"}
 
 
 def test_interrupt_keeps_the_partial_answer_and_the_program(capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,8 +211,10 @@ def splits(text: str) -> list[list[str]]:
     [
         (True, "\nI see</think>\n\nYes.", "I see", "Yes."),
         (True, "never closed </thi", "never closed </thi", ""),
+        (True, "\n</think>\n\nYes.", "", "Yes."),
+        (True, "one\n\n\ntwo\n</thi\n\n</think>Yes.", "one\n\n\ntwo\n</thi", "Yes."),
         (True, "</think>Yes </think> <think>", "", "Yes </think> <think>"),
-        (False, "<think>\nI see\n</think>\n\nYes\n", "I see\n", "Yes\n"),
+        (False, "<think>\nI see\n</think>\n\nYes\n", "I see", "Yes\n"),
         (False, " \n<think>x</think>y", "x", "y"),
         (False, "Plain <think>text</think>", "", "Plain <think>text</think>"),
         (False, "  <thin ice", "", "  <thin ice"),

@@ -1,6 +1,9 @@
 """The bound on thinking: what is forced, when, and what comes after it."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +16,13 @@ from hetero.gguf import open_gguf
 from hetero.request import Ended, Event, Generated, Request
 from hetero.sampler import Sampling
 from hetero.scheduler import Scheduler
+from hetero.server.ask import Ask, JsonFormat, Thinking, Tools
+from hetero.server.choice import Choice, Said
 from hetero.server.constraints import Vocabulary, constraint_for
 from hetero.server.grammar import Calls, Schema
-from hetero.server.reasoning import EFFORTS, ReasoningBudget, bounded, budget_of
+from hetero.server.loaded import Loaded
+from hetero.server.prompts import prepare, prompts_of
+from hetero.server.reasoning import EFFORTS, ENDING, ReasoningBudget, bounded, budget_of
 from hetero.server.tool_calls import CallArguments, CallStarted, ToolCallParser
 from hetero.template import ChatTemplate
 from hetero.tokenizer import Tokenizer
@@ -31,11 +38,16 @@ def vocabulary() -> Vocabulary:
         return Vocabulary(Tokenizer.from_gguf(file))
 
 
+def choices(constraint: Constraint) -> list[int]:
+    """What may come; empty where anything may."""
+    mask = constraint.mask()
+    return [] if mask is None else np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
+
+
 def only(constraint: Constraint) -> int | None:
     """The one token that may come; None where there is a choice."""
-    mask = constraint.mask()
-    bits = [] if mask is None else np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
-    return bits[0] if len(bits) == 1 else None
+    found = choices(constraint)
+    return found[0] if len(found) == 1 else None
 
 
 def forced(constraint: Constraint) -> list[int]:
@@ -54,7 +66,7 @@ def test_the_end_is_forced_token_by_token(vocabulary: Vocabulary) -> None:
         assert only(constraint) is None
         constraint.accept(id)
     assert forced(constraint) == ending
-    assert constraint.tokens == 5 and constraint.mask() is None and not constraint.ended
+    assert constraint.tokens == 5 and not constraint.ended
     for id in encode("the answer is free, </think> too"):
         constraint.accept(id)
         assert constraint.mask() is None
@@ -67,6 +79,26 @@ def test_nothing_is_forced_in_time(vocabulary: Vocabulary) -> None:
         constraint.accept(id)
         assert constraint.mask() is None
     assert constraint.tokens == len(vocabulary.tokenizer.encode("brief"))
+
+
+def test_what_was_cut_off_is_answered(vocabulary: Vocabulary) -> None:
+    """The first token after what was forced does not end the text; nothing else is forbidden."""
+    stops = vocabulary.tokenizer.stop_ids
+    make = constraint_for(vocabulary, THINKS, schema=Schema({"type": "integer"}, strict=True))
+    assert make is not None
+    free, ended = (ReasoningBudget(vocabulary, THINKS, budget) for budget in (2, 100))
+    held = ReasoningBudget(vocabulary, THINKS, 2, make())
+    for constraint, most in ((free, vocabulary.size - len(stops)), (held, 100)):
+        for id in (300, 301):
+            constraint.accept(id)
+        forced(constraint)
+        found = choices(constraint)
+        assert not stops & set(found) and 1 < len(found) <= most
+        constraint.accept(vocabulary.tokenizer.encode("7")[0])
+        assert constraint.mask() is None or stops <= set(choices(constraint))
+    for id in vocabulary.tokenizer.encode("short</think>"):
+        ended.accept(id)
+    assert ended.mask() is None, "what came to its end by itself is left alone"
 
 
 def test_no_budget_at_all(vocabulary: Vocabulary) -> None:
@@ -131,10 +163,87 @@ def test_bounds_only_where_there_is_thinking(vocabulary: Vocabulary) -> None:
 def test_efforts() -> None:
     bounds = [EFFORTS[name] for name in ("minimal", "low", "medium", "high")]
     assert bounds == sorted(bounds, key=lambda bound: bound or 0) and None not in bounds
-    assert budget_of(None, "low") == EFFORTS["low"]
-    assert budget_of(77, "low") == 77
-    assert budget_of(None, None) is None and budget_of(None, "max") is None
-    assert budget_of(None, "none") == 0 == budget_of(0, "high")
+    assert budget_of(Thinking(effort="low")) == EFFORTS["low"]
+    assert budget_of(Thinking(True, 77, "low")) == 77
+    assert budget_of(Thinking(True)) is None and budget_of(Thinking(effort="max")) is None
+    assert budget_of(Thinking(False)) == 0 == budget_of(Thinking(True, 0, "high"))
+    assert budget_of(Thinking(False, 77, "high")) == 0
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[Loaded]:
+    """The bundled model."""
+    engine, tokenizer = hetero.load(demo.path(), hetero.RunConfig(threads=2))
+    scheduler = Scheduler(engine)
+    yield Loaded(scheduler, tokenizer, ChatTemplate.from_gguf(engine.file, tokenizer), engine.context, 1, "demo")
+    scheduler.close()
+
+
+# As R1's, whatever is asked for
+OPENS = "{% for m in messages %}<｜User｜>{{ m.content }}{% endfor %}{{ '<｜Assistant｜><think>\n' }}"
+QUESTION: Any = ({"role": "user", "content": "What is the capital of France?"},)
+SURE = {
+    "type": "object",
+    "properties": {"sure": {"type": "boolean"}},
+    "required": ["sure"],
+    "additionalProperties": False,
+}
+LOOK_UP = {"type": "function", "function": {"name": "look_up", "parameters": SURE}}
+
+
+def answered(loaded: Loaded, ask: Ask) -> tuple[str, str, Choice]:
+    """Reasoning, answer (calls as their arguments), and what was counted."""
+    (prepared,) = prepare(ask, loaded)
+    events: list[Event] = []
+    made = prepared.constraint() if prepared.constraint else None
+    stop_ids = loaded.tokenizer.stop_ids
+    loaded.scheduler.submit(Request(prepared.prompt.ids, prepared.sampling, stop_ids, events.append, constraint=made))
+    while not (events and isinstance(events[-1], Ended)):
+        loaded.scheduler.join(0.01)
+    choice, texts = Choice(loaded.tokenizer, prepared), {True: "", False: ""}
+    for delta in (delta for event in events for delta in choice.take(event)):
+        if isinstance(delta, Said):
+            texts[delta.thinking] += delta.text
+        elif isinstance(delta, CallArguments):
+            texts[False] += delta.delta
+    return texts[True], texts[False], choice
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"format": JsonFormat(SURE, strict=True)},
+        {"tools": Tools((LOOK_UP,), "required", parallel=False)},
+        {"tools": Tools((LOOK_UP,))},
+    ],
+)
+def test_no_reasoning_from_a_template_that_opens_it(loaded: Loaded, asked: dict[str, Any]) -> None:
+    """The marks are closed at once, the answer is that of a model that thought nothing, and no thought is counted."""
+    r1 = replace(loaded, template=ChatTemplate(OPENS, loaded.tokenizer))
+    sampling = Sampling(temperature=0.0, max_tokens=120)
+    ask = Ask(sampling, QUESTION, thinking=Thinking(False), **asked)
+    thoughts, text, choice = answered(r1, ask)
+    assert (thoughts, choice.usage.reasoning_tokens) == ("", 0)
+    assert text.strip() and text == text.lstrip()
+    if "format" in asked or ask.tools.choice == "required":
+        assert isinstance(json.loads(text), dict)
+    if asked:
+        return
+    prompt = prompts_of(ask, r1)[0]
+    assert prompt.opens_thinking and loaded.tokenizer.decode(prompt.ids).endswith("<think>\n")
+    closed = Ask(sampling, texts=((*prompt.ids, *loaded.tokenizer.encode(ENDING, special=True)),))
+    assert text == answered(loaded, closed)[1].lstrip("\n")
+    assert len(answered(r1, Ask(sampling, QUESTION))[0]) > 20, "unasked it does think"
+
+
+def test_what_is_told_where_a_budget_cuts(loaded: Loaded) -> None:
+    """No trace of the marks, nor of the line breaks beside them; and so many thoughts are counted."""
+    ask = Ask(Sampling(temperature=0.0, max_tokens=60), QUESTION, thinking=Thinking(True, 5))
+    thoughts, text, choice = answered(loaded, ask)
+    assert thoughts == thoughts.strip("\n") and len(loaded.tokenizer.encode(thoughts)) <= 5
+    assert 1 <= choice.usage.reasoning_tokens <= 5
+    assert text and text == text.lstrip("\n") and "think>" not in thoughts + text
 
 
 def said(scheduler: Scheduler, tokenizer: Tokenizer, prompt: Prompt, constraint: Constraint | None) -> list[int]:
@@ -148,10 +257,9 @@ def said(scheduler: Scheduler, tokenizer: Tokenizer, prompt: Prompt, constraint:
     return ids
 
 
-def test_the_bundled_model_is_held_to_grammars(vocabulary: Vocabulary) -> None:
+def test_the_bundled_model_is_held_to_grammars(vocabulary: Vocabulary, loaded: Loaded) -> None:
     """Greedy, with thinking and without: JSON, calls, and a bound on the thoughts."""
-    engine, tokenizer = hetero.load(demo.path(), hetero.RunConfig(threads=2))
-    template, scheduler = ChatTemplate.from_gguf(engine.file, tokenizer), Scheduler(engine)
+    tokenizer, template, scheduler = loaded.tokenizer, loaded.template, loaded.scheduler
     schema = {
         "type": "object",
         "properties": {"capital": {"type": "string", "maxLength": 20}, "sure": {"type": "boolean"}},
@@ -159,26 +267,23 @@ def test_the_bundled_model_is_held_to_grammars(vocabulary: Vocabulary) -> None:
         "additionalProperties": False,
     }
     tools = [{"type": "function", "function": {"name": "look_up", "parameters": schema, "strict": True}}]
-    try:
-        for thinking in (False, True):
-            question = [{"role": "user", "content": "What is the capital of France?"}]
-            prompt = chat_prompt(template, question, thinking)
-            document = constraint_for(vocabulary, prompt, schema=Schema(schema, strict=True))
-            assert document is not None
-            answer_text = AnswerText(tokenizer, prompt, ())
-            ids = said(scheduler, tokenizer, prompt, bounded(vocabulary, prompt, 6, document()))
-            pieces = [piece for id in ids for piece in answer_text.push(id)] + answer_text.finish()
-            found = json.loads("".join(piece.text for piece in pieces if not piece.thinking))
-            assert set(found) == {"capital", "sure"} and isinstance(found["sure"], bool)
-            thoughts = "".join(piece.text for piece in pieces if piece.thinking)
-            assert bool(thoughts) == thinking and len(tokenizer.encode(thoughts)) <= 7
-            call = constraint_for(vocabulary, prompt, calls=Calls(NAMED, tools, required=True, parallel=False))
-            assert call is not None
-            parser = ToolCallParser(NAMED)
-            text = tokenizer.decode(said(scheduler, tokenizer, prompt, bounded(vocabulary, prompt, 6, call())))
-            parts = parser.push(text.partition("</think>")[2] if thinking else text) + parser.finish()
-            assert [part.name for part in parts if isinstance(part, CallStarted)] == ["look_up"]
-            arguments = "".join(part.delta for part in parts if isinstance(part, CallArguments))
-            assert set(json.loads(arguments)) == {"capital", "sure"}
-    finally:
-        scheduler.close()
+    for thinking in (False, True):
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        prompt = chat_prompt(template, question, thinking)
+        document = constraint_for(vocabulary, prompt, schema=Schema(schema, strict=True))
+        assert document is not None
+        answer_text = AnswerText(tokenizer, prompt, ())
+        ids = said(scheduler, tokenizer, prompt, bounded(vocabulary, prompt, 6, document()))
+        pieces = [piece for id in ids for piece in answer_text.push(id)] + answer_text.finish()
+        found = json.loads("".join(piece.text for piece in pieces if not piece.thinking))
+        assert set(found) == {"capital", "sure"} and isinstance(found["sure"], bool)
+        thoughts = "".join(piece.text for piece in pieces if piece.thinking)
+        assert bool(thoughts) == thinking and len(tokenizer.encode(thoughts)) <= 7
+        call = constraint_for(vocabulary, prompt, calls=Calls(NAMED, tools, required=True, parallel=False))
+        assert call is not None
+        parser = ToolCallParser(NAMED)
+        text = tokenizer.decode(said(scheduler, tokenizer, prompt, bounded(vocabulary, prompt, 6, call())))
+        parts = parser.push(text.partition("</think>")[2] if thinking else text) + parser.finish()
+        assert [part.name for part in parts if isinstance(part, CallStarted)] == ["look_up"]
+        arguments = "".join(part.delta for part in parts if isinstance(part, CallArguments))
+        assert set(json.loads(arguments)) == {"capital", "sure"}

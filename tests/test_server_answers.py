@@ -99,7 +99,7 @@ def test_chat() -> None:
     found = ask("/v1/chat/completions", "<think>\nhm\n</think>\n\nYes.", "No.", n=2, logprobs=True, top_logprobs=2)
     ChatCompletion.model_validate(found, strict=True)
     first, second = found["choices"]
-    assert first["message"] == {"role": "assistant", "content": "Yes.", "refusal": None, "reasoning_content": "hm\n"}
+    assert first["message"] == {"role": "assistant", "content": "Yes.", "refusal": None, "reasoning_content": "hm"}
     assert second["message"]["content"] == "No." and "reasoning_content" not in second["message"]
     assert [one["index"] for one in found["choices"]] == [0, 1]
     assert first["finish_reason"] == "stop"

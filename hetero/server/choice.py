@@ -71,6 +71,7 @@ class Choice:
         self._prepared = prepared
         self._thinking = bool(prepared.prompt.opens_thinking)
         self._tokens: list[Generated] = []  # of the answer, whose text was not told yet
+        self._silent = 0  # tokens of the reasoning whose text was not told yet: its end is none
         self._called = False
         self._blank = ""  # white space that may turn out not to belong to the answer
         self._holds_blanks = self._parser is not None or prepared.document
@@ -93,8 +94,10 @@ class Choice:
         self._tokens.append(event)
         deltas = self._told(self._text.push(event.id))
         if self._thinking:
-            self.usage.reasoning_tokens += 1
+            self._silent += 1
             self._tokens.clear()
+            if deltas:
+                self._thought()
         self.stopped = self.stopped or self._text.stopped
         return deltas
 
@@ -104,6 +107,8 @@ class Choice:
         if event.reason == "failed" or (event.reason == "cancelled" and not self.stopped):
             return [Failed(event.error or HeteroError("the answer was cancelled"))]
         deltas = [] if self._text.stopped else self._told(self._text.finish())
+        if deltas and self._thinking:
+            self._thought()
         deltas += self._parsed(self._parser.finish()) if self._parser else []
         deltas += [] if self._called else self._spoken()
         return [*deltas, self._finish(event.reason)]
@@ -114,6 +119,10 @@ class Choice:
         if reason == "length":
             return Finished("context" if self._prepared.fills_context else "length")
         return Finished("tool_calls" if self._called else "stop")
+
+    def _thought(self) -> None:
+        self.usage.reasoning_tokens += self._silent
+        self._silent = 0
 
     def _told(self, pieces: list[Piece]) -> list[Delta]:
         deltas: list[Delta] = []

@@ -63,8 +63,7 @@ class Vocabulary:
 
     def token(self, text: str) -> int | None:
         """The id, where this text is one special token."""
-        ids = self.tokenizer.encode(text, special=True)
-        return ids[0] if len(ids) == 1 else None
+        return one_token(self.tokenizer, text)
 
     def bits(self, ids: Sequence[int] | frozenset[int], others: bool) -> np.ndarray:
         """uint32 [ceil(vocab / 32)]: 1 for `ids`, or with `others` for all but these."""
@@ -161,7 +160,8 @@ def constraint_for(
     bare = calls is not None and calls.format.marked and not calls.required and schema is None
     matcher = compiled(vocabulary, schema, calls, after_gate=bare)
     stops = vocabulary.bits(vocabulary.tokenizer.stop_ids, others=True)
-    begin, opening, closing = (calls.format.ids[0] if bare and calls else None), *thinking_ids(vocabulary, prompt)
+    begin = calls.format.ids[0] if bare and calls else None
+    opening, closing = thinking_ids(vocabulary.tokenizer, prompt)
 
     def make() -> Constraint:
         answer: Constraint = Grammar(matcher.deep_copy(), vocabulary.size)
@@ -175,12 +175,17 @@ def constraint_for(
     return make
 
 
-def thinking_ids(vocabulary: Vocabulary, prompt: Prompt) -> tuple[int | None, int | None]:
+def one_token(tokenizer: Tokenizer, text: str) -> int | None:
+    ids = tokenizer.encode(text, special=True)
+    return ids[0] if len(ids) == 1 else None
+
+
+def thinking_ids(tokenizer: Tokenizer, prompt: Prompt) -> tuple[int | None, int | None]:
     """(`<think>`, `</think>`): the first where the model may begin with it, the second where it may end thinking."""
-    opening, closing = vocabulary.token(OPEN), vocabulary.token(CLOSE)
+    opening, closing = one_token(tokenizer, OPEN), one_token(tokenizer, CLOSE)
     if prompt.opens_thinking:
         return None, closing
-    tail = vocabulary.tokenizer.decode(prompt.ids[-8:]).rstrip()
+    tail = tokenizer.decode(prompt.ids[-8:]).rstrip()
     if opening is None or closing is None or prompt.opens_thinking is None or tail.endswith(CLOSE):
         return None, None
     return opening, closing

@@ -7,7 +7,7 @@ from hetero.generate import Prompt, text_prompt
 from hetero.sampler import Sampling
 from hetero.scheduler import Constraint
 from hetero.server.ask import Ask
-from hetero.server.constraints import constraint_for
+from hetero.server.constraints import constraint_for, thinking_ids
 from hetero.server.grammar import ANY_OBJECT, Calls, Schema
 from hetero.server.loaded import Loaded
 from hetero.server.reasoning import bounded, budget_of
@@ -94,7 +94,9 @@ def constraint(ask: Ask, prompt: Prompt, loaded: Loaded) -> Callable[[], Constra
         calls = Calls(loaded.template.tool_format, tools.functions, required, only, tools.parallel)
     if ask.format is not None:
         schema = ANY_OBJECT if ask.format.schema is None else Schema(ask.format.schema, ask.format.strict)
-    budget = budget_of(ask.thinking.budget, ask.thinking.effort)
+    budget = budget_of(ask.thinking)
+    if budget is not None and thinking_ids(loaded.tokenizer, prompt)[1] is None:
+        budget = None  # there is no reasoning; a vocabulary takes a second
     if calls is None and schema is None and budget is None:
         return None
     vocabulary = loaded.vocabulary

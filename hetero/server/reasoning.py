@@ -7,12 +7,13 @@ import numpy as np
 
 from hetero.continuation import Constraint
 from hetero.generate import Prompt
+from hetero.server.ask import Effort, Thinking
 from hetero.server.constraints import Vocabulary, thinking_ids
 from hetero.thinking import CLOSE
 
 # Tokens that an effort stands for; None: no bound. R1 takes about 800 for a riddle and 8,000 to 20,000 for a problem of
 # a mathematics olympiad; what is not there in time, the model answers with what it has.
-EFFORTS: dict[str, int | None] = {
+EFFORTS: dict[Effort, int | None] = {
     "minimal": 256,
     "low": 1_024,
     "medium": 4_096,
@@ -22,18 +23,20 @@ EFFORTS: dict[str, int | None] = {
 }
 ENDING = f"\n{CLOSE}\n\n"  # as R1 ends its thoughts
 HALF_CHARACTER = 3  # tokens that a character which the bound cut in two may still take
+State = Literal["start", "thinking", "cut off", "answer"]
 
 
 class ReasoningBudget:
     """A Constraint: after `budget` tokens of thinking, ENDING is forced, token by token. Around it `inner`, if any.
 
-    `tokens`: those of the thinking so far, without the marks and what was forced. Only for models with `</think>`.
+    What was cut off is answered: the first token behind ENDING does not end the text. `tokens`: those of the thinking
+    so far, without the marks and what was forced. Only for models with `</think>`.
     """
 
     def __init__(self, vocabulary: Vocabulary, prompt: Prompt, budget: int, inner: Constraint | None = None):
         self._vocabulary, self._budget, self._inner = vocabulary, budget, inner
-        self._opening, self._closing = thinking_ids(vocabulary, prompt)
-        self._state: Literal["start", "thinking", "answer"] = "start" if self._opening is not None else "thinking"
+        self._opening, self._closing = thinking_ids(vocabulary.tokenizer, prompt)
+        self._state: State = "start" if self._opening is not None else "thinking"
         self._forced = vocabulary.tokenizer.encode(ENDING, special=True)
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.tokens = 0
@@ -41,7 +44,8 @@ class ReasoningBudget:
     def mask(self) -> np.ndarray | None:
         if self._state == "thinking" and self._spent:
             return self._vocabulary.bits([self._forced[0]], others=False)
-        return self._inner.mask() if self._inner is not None else None
+        mask = self._inner.mask() if self._inner is not None else None
+        return self._said(mask) if self._state == "cut off" else mask
 
     def accept(self, id: int) -> None:
         if self._inner is not None:
@@ -50,6 +54,8 @@ class ReasoningBudget:
             self._state = "thinking" if id == self._opening else "answer"
         elif self._state == "thinking":
             self._think(id)
+        else:
+            self._state = "answer"
 
     @property
     def ended(self) -> bool:
@@ -60,10 +66,17 @@ class ReasoningBudget:
         over = self.tokens - self._budget
         return over >= HALF_CHARACTER or (over >= 0 and not self._characters.getstate()[0])
 
+    def _said(self, mask: np.ndarray | None) -> np.ndarray | None:
+        """`mask` without the tokens that end an answer, where it has others."""
+        going_on = self._vocabulary.bits(self._vocabulary.tokenizer.stop_ids, others=True)
+        if mask is not None:
+            going_on &= mask
+        return going_on if going_on.any() else mask
+
     def _think(self, id: int) -> None:
         if self._spent:
             self._forced = self._forced[1:]
-            self._state = "thinking" if self._forced else "answer"
+            self._state = "thinking" if self._forced else "cut off"
         elif id == self._closing:
             self._state = "answer"
         else:
@@ -71,17 +84,22 @@ class ReasoningBudget:
             self._characters.decode(self._vocabulary.tokenizer.token_bytes(id))
 
 
-def budget_of(budget: int | None, effort: str | None) -> int | None:
-    """What was asked for in tokens, else what the effort stands for; None: no bound. "none" has no tokens at all."""
-    if budget is not None:
-        return budget
-    return 0 if effort == "none" else EFFORTS.get(effort) if effort is not None else None
+def budget_of(thinking: Thinking) -> int | None:
+    """What was asked for in tokens, else what the effort stands for; None: no bound.
+
+    None at all where it is not wanted: a template may open `<think>` all the same, and a model may.
+    """
+    if thinking.wanted is False:
+        return 0
+    if thinking.budget is not None:
+        return thinking.budget
+    return EFFORTS[thinking.effort] if thinking.effort is not None else None
 
 
 def bounded(
     vocabulary: Vocabulary, prompt: Prompt, budget: int | None, inner: Constraint | None = None
 ) -> Constraint | None:
     """`inner` within this budget; as it is where there is no bound, or no reasoning in this prompt."""
-    if budget is None or thinking_ids(vocabulary, prompt)[1] is None:
+    if budget is None or thinking_ids(vocabulary.tokenizer, prompt)[1] is None:
         return inner
     return ReasoningBudget(vocabulary, prompt, budget, inner)
