@@ -6,9 +6,10 @@ gives way to the tests:
 - formats of the CPU are compiled into the kernels' cache;
 - cases of tests/gpu_compile.py are compiled into Triton's cache, the last one first: a test compiles what it does not
   find there, so that the two meet;
-- tests of Triton's interpreter run in their subprocess (tests/gpu_interpreter.py).
+- tests of Triton's interpreter run in their subprocess (tests/gpu_interpreter.py);
+- modules that compute run in a second process, as many as it gets to (tests/beside.py).
 
-Tests of the last two come after all others. None needs what was done ahead: where a process cannot be started, or
+Tests of the last three come after all others. None needs what was done ahead: where a process cannot be started, or
 ends early, a test takes the time itself. All are ended with the session; those of one that was killed end soon.
 """
 
@@ -20,8 +21,9 @@ from contextlib import suppress
 
 import pytest
 
-from tests import gpu_interpreter
-from tests.gpu_interpreter import ROOT, give_way, interpreted
+from tests import beside, gpu_interpreter
+from tests.apart import ROOT, directory, give_way
+from tests.gpu_interpreter import interpreted
 
 _SOON, _LATER = 10, 19  # how much nicer than the session: formats are needed first
 _STARTED = pytest.StashKey[list[subprocess.Popen]]()
@@ -37,8 +39,7 @@ def compiles_for_gpu(item: pytest.Item) -> bool:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.stash[_STARTED] = []
-    whole = session.config.args_source is not pytest.Config.ArgsSource.ARGS
-    if whole and not passive(session):  # imports during the collection compile the other kernels meanwhile
+    if whole(session) and not passive(session):  # imports during the collection compile the other kernels meanwhile
         start(session, ["hetero.doctor_kernels", "--compile"], _SOON)
 
 
@@ -48,12 +49,20 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         if others := forms(session.items)[:0:-1]:  # the first one is the session's
             start(session, ["tests.gpu_compile", "--ahead"], _LATER, json.dumps(others))
         gpu_interpreter.begin(session)
+        if whole(session) and session.config.option.markexpr == "not soak":
+            beside.begin(session)
+
+
+def whole(session: pytest.Session) -> bool:
+    """No files or tests were named."""
+    return session.config.args_source is not pytest.Config.ArgsSource.ARGS
 
 
 def passive(session: pytest.Session) -> bool:
-    """Nothing will run, or all of it in this process, or it is one of several that share the tests (pytest-xdist)."""
-    option = session.config.option
-    return option.collectonly or gpu_interpreter.in_place() or hasattr(session.config, "workerinput")
+    """Nothing will run, or all of it in this process, or it is one of several that share the tests."""
+    config, option = session.config, session.config.option
+    several = directory(config) is not None or hasattr(config, "workerinput")  # tests/apart.py; pytest-xdist
+    return option.collectonly or option.usepdb or gpu_interpreter.in_place() or several
 
 
 def forms(items: list[pytest.Item]) -> list[list[str | int]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import ahead, gpu_interpreter
+from tests import ahead, apart, beside, gpu_interpreter
 from tests.model_files import write
 from tests.model_shapes import SHAPES
 
@@ -19,7 +19,7 @@ Logits = Callable[..., np.ndarray]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for hooks in (gpu_interpreter, ahead):
+    for hooks in (apart, gpu_interpreter, ahead, beside):  # those of the last one sort tests first
         config.pluginmanager.register(hooks)
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
-HOOKS = "from tests.gpu_interpreter import *\n"
+HOOKS = """
+from tests import apart, gpu_interpreter
+
+def pytest_configure(config):
+    for hooks in (apart, gpu_interpreter):
+        config.pluginmanager.register(hooks)
+"""
 MODULE = """
 import os, pytest
 pytestmark = pytest.mark.interpreter
