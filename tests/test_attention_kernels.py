@@ -10,6 +10,7 @@ from cpu_kernels.attention_expanded import mla_expanded
 from cpu_kernels.cache import cache_layer, write_cache
 from cpu_kernels.pool import Pool
 from hetero import kernel_references as reference
+from tests.kernel_inputs import normal
 
 KV = ["f32", "f16", "q8_0"]
 
@@ -18,10 +19,6 @@ KV = ["f32", "f16", "q8_0"]
 def pool(request):
     with Pool(request.param) as made:
         yield made
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 def cached(kv, lengths, latent, rope, seed=0):

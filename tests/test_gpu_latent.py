@@ -16,6 +16,8 @@ from gpu_kernels.latent import _latent_kernel, write_latent, write_latent_twin
 from gpu_kernels.norm_rope import rms_norm, rms_norm_twin, rope, rope_twin
 from hetero import kernel_references as reference
 from tests.gpu_compile import Case
+from tests.kernel_inputs import angle_tensors as angles
+from tests.kernel_inputs import normal_tensor as normal
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -67,16 +69,6 @@ WRITES = {"kernel": write_latent, "twin": write_latent_twin}
 @pytest.fixture(scope="module")
 def device():
     return Device.interpreter()
-
-
-def normal(seed, *shape):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
-
-
-def angles(tokens, pairs):
-    """Positions far out, frequencies as in the model."""
-    theta = np.outer(np.arange(tokens) * 1317 + 5, 10000.0 ** (-np.arange(pairs) / pairs))
-    return torch.from_numpy(np.cos(theta).astype(np.float32)), torch.from_numpy(np.sin(theta).astype(np.float32))
 
 
 def latent_rows(verb, device, both, q_rows, norm, cos, sin):

@@ -19,6 +19,8 @@ from gpu_kernels.norm_rope import (
 )
 from hetero import kernel_references as reference
 from tests.gpu_compile import Case
+from tests.kernel_inputs import angle_tensors as angles
+from tests.kernel_inputs import normal_tensor as normal
 
 pytestmark = pytest.mark.interpreter
 
@@ -102,16 +104,6 @@ ROPES = {"kernel": rope, "twin": rope_twin}
 @pytest.fixture(scope="module")
 def device():
     return Device.interpreter()
-
-
-def normal(seed, *shape):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
-
-
-def angles(tokens, pairs):
-    """Positions far out, frequencies as in the model."""
-    theta = np.outer(np.arange(tokens) * 1317 + 5, 10000.0 ** (-np.arange(pairs) / pairs))
-    return torch.from_numpy(np.cos(theta).astype(np.float32)), torch.from_numpy(np.sin(theta).astype(np.float32))
 
 
 def expected_norm(x, weight, eps):

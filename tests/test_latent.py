@@ -5,6 +5,7 @@ import pytest
 
 from cpu_kernels import Pool, cache_layer, rms_norm, rope, write_cache, write_latent
 from hetero import kernel_references as reference
+from tests.kernel_inputs import angles, normal
 
 Q, C, R = 48, 64, 32
 
@@ -15,20 +16,11 @@ def pool(request):
         yield made
 
 
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
-def angles(tokens):
-    theta = np.outer(np.arange(tokens) * 1317 + 5, 10000.0 ** (-np.arange(R // 2) / (R // 2)))
-    return np.cos(theta).astype(np.float32), np.sin(theta).astype(np.float32)
-
-
 @pytest.mark.parametrize("kv", ["f32", "f16", "q8_0"])
 @pytest.mark.parametrize("tokens", [0, 1, 70])
 def test_is_rope_norm_and_write(pool, kv, tokens):
     both, norm, slots = normal(1, tokens, Q + C + R), normal(2, C), np.random.default_rng(3).permutation(128)[:tokens]
-    found, expected, (cos, sin) = cache_layer(2, kv, C + R), cache_layer(2, kv, C + R), angles(tokens)
+    found, expected, (cos, sin) = cache_layer(2, kv, C + R), cache_layer(2, kv, C + R), angles(tokens, R // 2)
     key = both[:, Q + C :].copy()
     rope(pool, key, cos, sin)
     write_cache(pool, expected, rms_norm(pool, both[:, Q : Q + C], norm, 1e-6), key, slots)
@@ -42,7 +34,7 @@ def test_is_rope_norm_and_write(pool, kv, tokens):
 
 
 def test_is_recorded(pool):
-    both, norm, slots, (cos, sin) = normal(1, 2, C + R), normal(2, C), np.array([5, 77]), angles(2)
+    both, norm, slots, (cos, sin) = normal(1, 2, C + R), normal(2, C), np.array([5, 77]), angles(2, R // 2)
     layer = cache_layer(2, "f16", C + R)
     with pool.record() as program:
         write_latent(pool, both, 0, norm, 1e-6, cos, sin, layer, slots)
@@ -56,7 +48,7 @@ def test_is_recorded(pool):
 
 @pytest.mark.parametrize("q_rows", [-1, C + R, 1000])
 def test_refuses_what_does_not_fit(pool, q_rows):
-    both, norm, (cos, sin) = normal(1, 2, Q + C + R), normal(2, C), angles(2)
+    both, norm, (cos, sin) = normal(1, 2, Q + C + R), normal(2, C), angles(2, R // 2)
     layer, slots = cache_layer(2, "f16", C + R), np.arange(2)
     with pytest.raises(ValueError, match="write_latent"):
         write_latent(pool, both, q_rows, norm, 1e-6, cos, sin, layer, slots)

@@ -6,22 +6,13 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_po
 from cpu_kernels.norm_rope import rms_norm, rope
 from cpu_kernels.pool import Pool
 from hetero import kernel_references as reference
+from tests.kernel_inputs import angles, normal
 
 
 @pytest.fixture(scope="module", params=[1, 2])
 def pool(request):
     with Pool(request.param) as made:
         yield made
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
-def angles(tokens, pairs):
-    """Positions far out, frequencies as in the model."""
-    theta = np.outer(np.arange(tokens) * 1317 + 5, 10000.0 ** (-np.arange(pairs) / pairs))
-    return np.cos(theta).astype(np.float32), np.sin(theta).astype(np.float32)
 
 
 @pytest.mark.parametrize(("tokens", "columns"), [(1, 7168), (5, 512), (3, 2), (0, 64), (7, 7168)])

@@ -9,6 +9,7 @@ from cpu_kernels import rms_norm as cpu_rms_norm
 from cpu_kernels import rope as cpu_rope
 from cpu_kernels import route as cpu_route
 from gpu_kernels import Device, twins
+from tests.kernel_inputs import normal
 
 V3 = {"used": 8, "groups": 8, "groups_used": 4, "group_score": "top2", "gating": "sigmoid", "normalize": True}
 ROUTERS = {
@@ -28,10 +29,6 @@ def pool():
 @pytest.fixture(scope="module")
 def device():
     return Device.plain()
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 @pytest.mark.parametrize("columns", [256, 1536, 7168])

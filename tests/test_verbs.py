@@ -16,6 +16,7 @@ import cpu_kernels
 import gpu_kernels
 from gpu_kernels import twins
 from hetero import kernel_references as reference
+from tests.kernel_inputs import angles, normal
 from tests.random_weights import random_weights, values_of
 
 pytestmark = pytest.mark.interpreter
@@ -89,10 +90,6 @@ def side(request):
         return
     with cpu_kernels.Pool(1) as pool:
         yield Side("cpu", cpu_kernels, pool)
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 def weights(side: Side, type: str, *shape: int, seed: int = 0) -> tuple[Any, np.ndarray]:
@@ -172,11 +169,6 @@ def check_rms_norm(side: Side) -> None:
     found = side("rms_norm", total, side.array(weight), 1e-6, add=side.array(rest))
     np.testing.assert_array_equal(np.asarray(total), x + rest)
     close(found, reference.rms_norm(x + rest, weight, 1e-6), FLOAT)
-
-
-def angles(tokens: int, pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    theta = np.outer(np.arange(tokens) * 1317 + 5, 10000.0 ** (-np.arange(pairs) / pairs))
-    return np.cos(theta).astype(np.float32), np.sin(theta).astype(np.float32)
 
 
 def check_rope(side: Side) -> None:
