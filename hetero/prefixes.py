@@ -39,16 +39,17 @@ class Node:
         return len(self.ids) // SIZE
 
     def nearest(self, ids: bytes) -> "tuple[int, Node | None]":
-        """Of the children the one that shares most of its first tokens with `ids`, and how many; where that is one of
-        several, one of which `ids` shares all."""
+        """Of the children the one that shares most of its first tokens with `ids`, and how many: at least COPIED, or
+        all that it has. Where several do, one that has no others."""
         at = bisect_left(self.ordered, ids)
-        shared, key = max(
-            ((common(tokens_of(ids), tokens_of(key)), key) for key in self.ordered[max(at - 1, 0) : at + 1]),
-            default=(0, b""),
-        )
-        if not shared:
-            return 0, None
-        return shared, self.children[ids[: shared * SIZE] if ids[: shared * SIZE] in self.children else key][0]
+        near = ((common(tokens_of(ids), tokens_of(key)), key) for key in self.ordered[max(at - 1, 0) : at + 1])
+        shared, key = max(near, default=(0, b""))
+        for size in range(shared, 0, -1):
+            if tails := self.children.get(ids[: size * SIZE]):
+                return size, tails[0]
+            if size >= COPIED:
+                return size, self.children[key][0]
+        return 0, None
 
 
 class Match(NamedTuple):
@@ -84,7 +85,7 @@ class PrefixIndex:
                 break
             ends, depth = following, depth + 1
         shared, last = max((node.nearest(key) for node in ends), key=lambda found: found[0])
-        if last is None or shared < min(COPIED, last.tokens):
+        if last is None:
             return Match(way_to(ends[0]), None, 0)
         return Match(way_to(last)[:-1], last, shared)
 

@@ -143,10 +143,10 @@ class Machine(RuleBasedStateMachine):
         return a[:whole] == b[:whole] and [id for id, _ in a] == ids
 
     @precondition(lambda self: None in self.rows)
-    @rule(pick=st.integers(0, 5), words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=6))
-    def start(self, pick: int, words: list[list[int]]) -> None:
+    @rule(pick=st.integers(0, 5), words=st.lists(st.sampled_from(range(len(WORDS))), min_size=1, max_size=6))
+    def start(self, pick: int, words: list[int]) -> None:
         row = self.row_that(False, pick)
-        self.plans[row] = [id for word in words for id in word][:CONTEXT]
+        self.plans[row] = [id for word in words for id in WORDS[word]][:CONTEXT]
         self.rows[row] = ()
         self.adopt(row, self.plans[row])
 
