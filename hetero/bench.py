@@ -13,7 +13,7 @@ from hetero import __version__, demo
 from hetero.contest import Apart, Here
 from hetero.errors import RequestError, UnsupportedError
 from hetero.expert_counts import refuse_unwritable, write_expert_counts
-from hetero.extrapolate import SyntheticHere, extrapolated
+from hetero.extrapolate import extrapolated
 from hetero.free_memory import free_memory
 from hetero.inspect import inspect_file
 from hetero.parts import PARTS
@@ -22,6 +22,7 @@ from hetero.probe import machine, versions
 from hetero.progress import StepBar
 from hetero.run_config import RunConfig
 from hetero.sizes import format_size
+from hetero.slice_contest import SyntheticHere
 from hetero.synthetic import Slice, make_slice, slice_report
 from hetero.terminal import Screen
 

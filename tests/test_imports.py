@@ -54,7 +54,7 @@ ROWS = [
         "expert_counts",
         "evaluate",
     ],
-    ["prediction", "parts", "peer", "contest", "extrapolate", "bench", "bench_report"],
+    ["prediction", "parts", "peer", "contest", "extrapolate", "slice_contest", "bench", "bench_report"],
     ["plan_request", "plan_report", "plan_page"],
     ["server"],
     ["kernel_references", "kernel_checks", "gpu_checks", "system", "environment", "doctor_kernels", "doctor"],

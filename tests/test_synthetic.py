@@ -476,7 +476,7 @@ def test_a_model_that_fits_whole_is_measured() -> None:
 
 def test_clocks_change_nothing() -> None:
     """The passes that are taken apart give the cache and the choice of experts that the engine's own do."""
-    from hetero.extrapolate import SyntheticHetero
+    from hetero.slice_contest import SyntheticHetero
 
     ids = np.random.default_rng(3).integers(0, 512, 70).tolist()
     run = RunConfig(context=128, threads=2)
