@@ -79,10 +79,6 @@ class LatentCache:
         pages = self.block_table[sequence, : -(-int(self.lengths[sequence]) // PAGE)]
         return self._expanded[pages].reshape(-1)[: self.lengths[sequence]]
 
-    def find(self, ids: np.ndarray) -> int:
-        """How many tokens of `ids` (int32) a sequence would find in the index."""
-        return self.index.find(ids).tokens
-
     def adopt(self, sequence: int, ids: np.ndarray) -> int:
         """The sequence, which holds a beginning of `ids` (int32) or nothing, takes over what is found of them if that
         is more; its own goes into the index. Returns its length."""

@@ -125,7 +125,7 @@ class Machine(RuleBasedStateMachine):
             self.rows[row] = text
             self.end(before)
             self.make_room(0)  # for what was copied
-        assert self.cache.find(np.array(ids, np.int32)) == self.found(ids)
+        assert self.cache.index.find(np.array(ids, np.int32)).tokens == self.found(ids)
 
     def end(self, text: Text) -> None:
         self.remember(text)
@@ -244,7 +244,7 @@ def test_pages_of_a_running_sequence_are_shared_without_a_copy() -> None:
 def test_what_is_not_computed_is_not_found() -> None:
     cache = new_cache()
     cache.extend(0, list(range(150)))
-    assert cache.find(np.arange(150, dtype=np.int32)) == 0
+    assert cache.index.find(np.arange(150, dtype=np.int32)).tokens == 0
 
 
 def test_a_partly_filled_last_page_is_taken_over_by_one() -> None:
@@ -258,7 +258,7 @@ def test_a_partly_filled_last_page_is_taken_over_by_one() -> None:
     assert cache.adopt(2, np.array([*ids, 5, 6], np.int32)) == 2 * PAGE
     cache.release(2)
     cache.release(1)
-    assert cache.find(np.array(ids, np.int32)) == 150
+    assert cache.index.find(np.array(ids, np.int32)).tokens == 150
 
 
 def test_texts_that_part_within_a_page_both_keep_what_they_share() -> None:
@@ -277,7 +277,7 @@ def test_texts_that_part_within_a_page_both_keep_what_they_share() -> None:
     cache.release(0)
     late = np.array([*range(148), 500], np.int32)
     assert cache.adopt(0, late) == 148, "of a page that is partly filled"
-    assert cache.find(np.arange(150, dtype=np.int32)) == 150
+    assert cache.index.find(np.arange(150, dtype=np.int32)).tokens == 150
 
 
 def test_few_tokens_are_not_worth_a_page() -> None:
@@ -285,7 +285,7 @@ def test_few_tokens_are_not_worth_a_page() -> None:
     computed(cache, 0, list(range(PAGE + COPIED)))
     cache.release(0)
     for shared in (COPIED - 1, PAGE + COPIED - 1):
-        assert cache.find(np.array([*range(shared), 500], np.int32)) == shared // PAGE * PAGE
+        assert cache.index.find(np.array([*range(shared), 500], np.int32)).tokens == shared // PAGE * PAGE
 
 
 def test_a_page_is_copied_where_none_is_free() -> None:
@@ -329,7 +329,7 @@ def test_a_page_that_others_may_read_is_not_cut() -> None:
         cache.truncate(0, 100)
     assert cache.tokens(0).tolist() == list(range(150))
     cache.truncate(0, PAGE)
-    assert cache.find(np.arange(150, dtype=np.int32)) == 2 * PAGE, "what was computed stays"
+    assert cache.index.find(np.arange(150, dtype=np.int32)).tokens == 2 * PAGE, "what was computed stays"
 
 
 def test_costs_are_those_of_the_prefix_at_hand() -> None:
