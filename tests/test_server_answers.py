@@ -297,6 +297,20 @@ def test_tool_calls_of_a_response(unconstrained: None) -> None:
     assert [one["output_index"] for one in done] == [1, 2]
 
 
+def test_a_call_in_a_namespace_is_told_by_both_names(unconstrained: None) -> None:
+    space = {"type": "namespace", "name": "mcp__sky", "tools": [{"type": "function", **WEATHER}]}
+    tools = [space, {"type": "web_search"}]
+    said = CALLS.replace("weather", "mcp__sky__weather")
+    found = ask("/v1/responses", said, tools=tools)
+    TypeAdapter(openai.types.responses.Response).validate_python(found)
+    assert [(one["namespace"], one["name"]) for one in found["output"][1:]] == [("mcp__sky", "weather")] * 2
+    added = [one["item"] for one in stream("/v1/responses", said, tools=tools) if one["type"].endswith("item.added")]
+    assert [(one["namespace"], one["name"]) for one in added[1:]] == [("mcp__sky", "weather")] * 2
+    body = SAID["/v1/responses"] | {"tools": tools}
+    _, headers, _ = Client(FakeScheduler(["Yes"])).post("/v1/responses", body)
+    assert headers["x-hetero-unknown-fields"] == "tools[1].web_search: not offered"
+
+
 def test_tool_calls_of_a_message(unconstrained: None) -> None:
     tools = {"tools": [{"name": "weather", "input_schema": {"type": "object"}}], "max_tokens": 178}
     found = ask("/v1/messages", CALLS, **tools)

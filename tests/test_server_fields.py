@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import anthropic.types
+import anthropic.types.beta
 import openai.types
 import openai.types.chat.completion_create_params
 import openai.types.responses.response_create_params
+import openai.types.responses.response_input_item_param
 import pytest
 from pydantic import ValidationError
 
@@ -18,7 +20,7 @@ from hetero.server.completion_form import CompletionForm
 from hetero.server.fields import Form, check_refused, support
 from hetero.server.messages_form import CountForm, MessagesForm
 from hetero.server.refusal import Refusal
-from hetero.server.responses_form import ResponsesForm
+from hetero.server.responses_form import ResponsesForm, echoed
 from hetero.server.settings import Limits
 
 ROOT = Path(__file__).parent.parent
@@ -102,7 +104,7 @@ def test_unknown_fields_are_named() -> None:
         (ChatForm, {"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
         (ChatForm, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
         (ChatForm, {"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
-        (ChatForm, {"messages": [{"role": "user", "content": "x", "audio": {}}]}, "messages[].audio"),
+        (ChatForm, {"messages": [{"role": "user", "content": "x", "audio": {}}]}, "messages[0].audio"),
         (ChatForm, {"temperature": "1"}, "temperature"),
         (ChatForm, {"temperature": -1}, "temperature"),
         (ChatForm, {"temperature": 10**400}, "temperature"),
@@ -317,6 +319,128 @@ def test_formats_and_tools() -> None:
     choice = {"type": "any", "disable_parallel_tool_use": True}
     messages = ask(MessagesForm, tools=[tool], tool_choice=choice).tools
     assert (messages.functions, messages.choice, messages.parallel) == (plain, "required", False)
+
+
+def kinds(union: Any) -> set[str]:
+    """The types of tools that a real client knows."""
+    hints = [typing.get_type_hints(tool).get("type") for tool in typing.get_args(union)]
+    return {kind for hint in hints for kind in ([hint] if isinstance(hint, str) else literals(hint))} - {None}
+
+
+def literals(hint: Any) -> list[Any]:
+    inner = typing.get_args(hint)
+    return [found for one in inner for found in ([one] if isinstance(one, str) else literals(one))]
+
+
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+OFFERS: dict[type[Form], tuple[Any, Any, set[str]]] = {  # a function, the union of tools, which of them are functions
+    ChatForm: (
+        {"type": "function", "function": {"name": "f"}},
+        openai.types.chat.completion_create_params.ChatCompletionToolUnionParam,
+        {"function"},
+    ),
+    ResponsesForm: (FUNCTION, openai.types.responses.ToolParam, {"function", "namespace"}),
+    MessagesForm: (
+        {"name": "f", "input_schema": {}},
+        anthropic.types.ToolUnionParam | anthropic.types.beta.BetaToolUnionParam,
+        {"custom"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OFFERS, ids=lambda kind: kind.__name__)
+def test_tools_that_are_no_functions_are_not_offered_and_told(kind: Any) -> None:
+    function, union, functions = OFFERS[kind]
+    others = sorted(kinds(union) - functions)
+    assert len(others) >= (1 if kind is ChatForm else 14), "the client names its tools in another way"
+    tools = [function, *({"type": other, "some": {"thing": 1}} for other in others)]
+    form = kind.read(SAID[kind] | {"tools": tools})
+    assert form.unknown() == [f"tools[{at + 1}].{other}: not offered" for at, other in enumerate(others)]
+    (only,) = form.ask(Sampling(), Limits()).tools.functions
+    assert only["function"]["name"] == "f"
+    alone = refused(kind, tools=tools[1:])
+    assert alone.param == "tools[0].type" and alone.code == "unsupported_field" and others[0] in alone.message
+    assert "the server runs no tools itself" in alone.message
+    none = {"type": "none"} if kind is MessagesForm else "none"
+    assert ask(kind, tools=tools[1:], tool_choice=none).tools.functions == ()
+    assert refused(kind, tools=[function, {"type": "telepathy"}]).param == "tools[1].type"
+
+
+@pytest.mark.parametrize("kind", [ChatForm, ResponsesForm], ids=lambda kind: kind.__name__)
+def test_choices_of_tools_that_are_no_functions(kind: Any) -> None:
+    tools = [OFFERS[kind][0], {"type": "custom", "name": "c"}]
+    for choice, said in (
+        ({"type": "custom", "name": "c"}, "name a function"),
+        ({"type": "web_search"}, "the server runs no tools itself"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": []}, "send only these tools"),
+    ):
+        found = refused(kind, tools=tools, tool_choice=choice)
+        assert (found.param, found.code) == ("tool_choice.type", "unsupported_field") and said in found.message
+    for wrong, param in (({"type": "telepathy"}, "tool_choice.type"), ("always", "tool_choice"), (5, "tool_choice")):
+        assert refused(kind, tools=tools, tool_choice=wrong).param == param
+    assert ask(kind, tools=tools, tool_choice="required").tools.choice == "required"
+
+
+def test_functions_in_namespaces() -> None:
+    inner = {"type": "function", "name": "get", "description": "d", "defer_loading": True}
+    spaces = [
+        {"type": "namespace", "name": name, "description": "of a server", "tools": [inner, {"type": "custom"}]}
+        for name in ("mcp__a", "mcp__b__")
+    ]
+    form = ResponsesForm.read({"input": "Hi", "tools": [FUNCTION, *spaces]})
+    names = [one["function"]["name"] for one in form.ask(Sampling(), Limits()).tools.functions]
+    assert names == ["f", "mcp__a__get", "mcp__b__get"]
+    assert form.unknown() == [f"tools[{at}].tools[1].custom: not offered" for at in (1, 2)]
+    told = echoed(form, Sampling())["tools"]
+    assert [(one["type"], one["name"]) for one in told] == [
+        ("function", "f"), ("namespace", "mcp__a"), ("namespace", "mcp__b__"),
+    ]  # fmt: skip
+    assert [one["name"] for one in told[1]["tools"]] == ["get"]
+    twice = [spaces[0], {"type": "function", "name": "mcp__a__get"}]
+    assert "the same name" in refused(ResponsesForm, tools=twice).message
+    assert refused(ResponsesForm, tools=[{"type": "namespace", "name": "n"}]).param == "tools[0].tools"
+    assert refused(ResponsesForm, tools=[{"type": "namespace", "name": "a b", "tools": []}]).param == "tools[0].name"
+    assert refused(ResponsesForm, Limits(tools=2), tools=[FUNCTION, *spaces]).param == "tools"
+
+
+def test_calls_of_other_tools_are_told_as_functions() -> None:
+    items = [
+        {"role": "user", "content": "a"},
+        {"type": "function_call", "call_id": "c1", "namespace": "mcp__a", "name": "get", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "1"},
+        {"type": "custom_tool_call", "call_id": "c2", "name": "apply_patch", "input": "*** Begin"},
+        {"type": "custom_tool_call_output", "call_id": "c2", "output": "2"},
+        {"type": "local_shell_call", "call_id": "c3", "action": {"type": "exec", "command": ["ls"]}},
+        {"type": "local_shell_call_output", "call_id": "c3", "output": "3"},
+    ]
+    told = ask(ResponsesForm, input=items).messages
+    assert told is not None
+    assert [one["tool_calls"][0]["function"] for one in told if one["role"] == "assistant"] == [
+        {"name": "mcp__a__get", "arguments": "{}"},
+        {"name": "apply_patch", "arguments": '{"input": "*** Begin"}'},
+        {"name": "local_shell", "arguments": '{"type": "exec", "command": ["ls"]}'},
+    ]
+    assert [(one["tool_call_id"], one["content"]) for one in told if one["role"] == "tool"] == [
+        ("c1", "1"), ("c2", "2"), ("c3", "3"),
+    ]  # fmt: skip
+    for kind in ("web_search_call", "compaction", "item_reference", "mcp_call", "shell_call"):
+        found = refused(ResponsesForm, input=[*items, {"type": kind}])
+        assert (found.param, found.code) == ("input[7].type", "unsupported_field") and "leave it out" in found.message
+    for item, param in (
+        ({"type": "thought"}, "input[0].type"),
+        ({"type": 5}, "input[0].type"),
+        ({"type": "custom_tool_call", "call_id": "c", "name": "n"}, "input[0].input"),
+        ({"type": "local_shell_call", "call_id": "c"}, "input[0].action"),
+    ):
+        assert refused(ResponsesForm, input=[item]).param == param
+
+
+def test_each_item_of_the_real_client_is_taken_or_refused_by_name() -> None:
+    known = kinds(openai.types.responses.response_input_item_param.ResponseInputItemParam)
+    assert len(known) > 20
+    for kind in known - {"message", "reasoning"}:
+        found = refused(ResponsesForm, input=[{"type": kind}])
+        assert found.code == "unsupported_field" or "is missing" in found.message, kind
 
 
 @pytest.mark.parametrize("field", ["messages", "tools", "stop"])

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from hetero.sampler import Sampling
 from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, ToolChoice, Tools
@@ -13,7 +13,17 @@ from hetero.server.refusal import bad
 from hetero.server.sampling_fields import SamplingFields, Tokens, TopLogprobs, sampled
 from hetero.server.settings import Limits
 from hetero.server.stream_fields import StreamOptions, check_stream
-from hetero.server.tool_fields import DEFINITION, STRICT, FunctionName, offered
+from hetero.server.tool_fields import (
+    DEFINITION,
+    STRICT,
+    FunctionName,
+    OtherChoice,
+    OtherTool,
+    Word,
+    choice_kind,
+    offered,
+    tool_kind,
+)
 
 
 class FunctionDefinition(Form):
@@ -35,6 +45,15 @@ class NamedFunction(Form):
 class NamedChoice(Form):
     type: Literal["function"]
     function: NamedFunction
+
+
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("function")] | Annotated[OtherTool, Tag("other")], Discriminator(tool_kind)
+]
+Choice = Annotated[
+    Annotated[Word, Tag("word")] | Annotated[NamedChoice, Tag("function")] | Annotated[OtherChoice, Tag("other")],
+    Discriminator(choice_kind),
+]
 
 
 class JsonSchema(Form):
@@ -65,8 +84,8 @@ class ChatForm(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     response_format: ResponseFormat | None = None
-    tools: list[FunctionTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | Literal["none"] | None = None
     thinking: ThinkingOption | None = Field(default=None, description="Extension: reasoning on or off, and its budget.")
@@ -127,10 +146,13 @@ def thinking(form: ChatForm) -> Thinking:
 
 
 def tools(form: ChatForm, limits: Limits) -> Tools:
-    choice = form.tool_choice or "auto"
+    choice, sent = form.tool_choice or "auto", form.tools or []
+    if isinstance(choice, OtherChoice):
+        choice.refuse()
     named: ToolChoice = (choice.function.name,) if isinstance(choice, NamedChoice) else choice
-    definitions = [tool.function.model_dump(include=DEFINITION, exclude_none=True) for tool in form.tools or []]
-    return offered(definitions, named, form.parallel_tool_calls is not False, limits)
+    functions = [tool.function for tool in sent if isinstance(tool, FunctionTool)]
+    definitions = [one.model_dump(include=DEFINITION, exclude_none=True) for one in functions]
+    return offered(sent, definitions, named, form.parallel_tool_calls is not False, limits)
 
 
 def json_format(form: ResponseFormat | None) -> JsonFormat | None:

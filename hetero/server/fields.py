@@ -4,6 +4,7 @@ Every field that OpenAI's and Anthropic's clients know is declared, so that none
 declares is taken as unknown, reported, and has no effect.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, StringConstraints, ValidationError
@@ -13,6 +14,7 @@ from pydantic_core import CoreSchema
 from hetero.server.refusal import Refusal, bad
 from placement.document import short
 
+INDEX = re.compile(r"\[\d+\]")
 Support = Literal["taken", "no effect", "refused"]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -51,16 +53,22 @@ class Form(BaseModel):
             raise refused(error, document) from None
 
     def unknown(self) -> list[str]:
-        """Dotted names of the fields that nobody declares, inner ones too."""
-        return [name for path, part in walk(self, "") for name in (f"{path}{key}" for key in part.model_extra or {})]
+        """Dotted names of the fields that nobody declares, inner ones too, and of what is taken and left out."""
+        return list(dict.fromkeys(name for path, part in walk(self, "") for name in part.left_out(path)))
+
+    def left_out(self, path: str) -> list[str]:
+        """Of this object, which is at `path`: "messages[3]."; the same field of all of a list has one name."""
+        return [INDEX.sub("[]", path) + key for key in self.model_extra or {}]
 
 
 def walk(value: Any, path: str) -> list[tuple[str, Form]]:
+    """The forms in it, and where: "", "messages[3].", "messages[3].content[0]."."""
     if isinstance(value, Form):
         inner = [(getattr(value, name), f"{path}{name}") for name in type(value).model_fields]
         return [(path, value), *(found for part, name in inner for found in walk(part, f"{name}."))]
     if isinstance(value, list):
-        return [found for part in value for found in walk(part, path.removesuffix(".") + "[].")]
+        inside = [(at, part) for at, part in enumerate(value) if isinstance(part, (Form, list))]
+        return [found for at, part in inside for found in walk(part, f"{path.removesuffix('.')}[{at}].")]
     return []
 
 

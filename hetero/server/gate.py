@@ -200,7 +200,7 @@ def unrouted(error: HTTPException, record: Record) -> Refusal:
 
 
 def unknown_header(names: list[str]) -> list[tuple[bytes, bytes]]:
-    safe = [name for name in names if re.fullmatch(r"[\x21-\x2b\x2d-\x7e]{1,64}", name)][:16]
+    safe = [name for name in names if re.fullmatch(r"[\x21-\x2b\x2d-\x7e]{1,64}(: not offered)?", name)][:16]
     shown = ", ".join([*safe, *(["..."] if len(safe) < len(names) else [])])
     return [(b"x-hetero-unknown-fields", shown.encode())] if names else []
 

@@ -16,6 +16,7 @@ from hetero.server.messages_answer import MessagesAnswer
 from hetero.server.messages_form import CountForm, MessagesForm
 from hetero.server.responses_answer import ResponsesAnswer
 from hetero.server.responses_form import ResponsesForm, echoed
+from hetero.server.responses_tools import namespaces
 from hetero.server.stream_fields import StreamOptions
 
 
@@ -56,7 +57,8 @@ async def responses(request: Request) -> Response:
     exchange = await call.begin(ask)
     head = {"id": new_id("resp_"), "created_at": time.time(), "model": call.service.name}
     head |= echoed(form, ask.sampling)
-    answer = ResponsesAnswer(exchange, call.service.loaded.tokenizer, head, logprobs=ask.logprobs is not None)
+    spaces, tokenizer = namespaces(form.tools or []), call.service.loaded.tokenizer
+    answer = ResponsesAnswer(exchange, tokenizer, head, spaces, logprobs=ask.logprobs is not None)
     return await call.answer(exchange, answer, form.stream)
 
 

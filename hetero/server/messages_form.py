@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from hetero.sampler import Sampling
 from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, Tools
@@ -14,7 +14,7 @@ from hetero.server.reasons import BY_THE_MODEL, CACHED, ONE_TIER, ONE_USER
 from hetero.server.refusal import bad
 from hetero.server.sampling_fields import SamplingFields, Share, Temperature, Tokens, sampled, stops
 from hetero.server.settings import Limits
-from hetero.server.tool_fields import STRICT, offered
+from hetero.server.tool_fields import STRICT, OtherTool, offered
 
 
 class Block(Part):
@@ -52,7 +52,15 @@ class Tool(Form):
     eager_input_streaming: Any = no_effect("arguments are always streamed as they are made")
     input_examples: Any = refuse("there is no place for them in the models' templates", [])
     allowed_callers: Any = refuse(BY_THE_MODEL, ["direct"])
-    defer_loading: Any = refuse("every tool is in the prompt", False)
+    defer_loading: Any = no_effect("every tool is in the prompt")
+
+
+def tool_kind(tool: Any) -> str:
+    kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
+    return "custom" if kind in (None, "custom") else "other"
+
+
+AnyTool = Annotated[Annotated[Tool, Tag("custom")] | Annotated[OtherTool, Tag("other")], Discriminator(tool_kind)]
 
 
 class ToolChoice(Form):
@@ -86,7 +94,7 @@ class CountForm(Form):
     model: Name | None = None
     system: str | list[Block] | None = None
     thinking: ThinkingConfig | None = None
-    tools: list[Tool] | None = None
+    tools: list[AnyTool] | None = None
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
     cache_control: Any = no_effect(CACHED)
@@ -120,8 +128,9 @@ class CountForm(Form):
     def _tools(self, limits: Limits) -> Tools:
         choice = self.tool_choice or ToolChoice(type="auto")
         meant: dict[str, Any] = {"auto": "auto", "none": "none", "any": "required", "tool": (choice.name,)}
-        definitions = [definition(tool) for tool in self.tools or []]
-        return offered(definitions, meant[choice.type], not choice.disable_parallel_tool_use, limits)
+        tools = self.tools or []
+        definitions = [definition(tool) for tool in tools if isinstance(tool, Tool)]
+        return offered(tools, definitions, meant[choice.type], not choice.disable_parallel_tool_use, limits)
 
 
 class MessagesForm(CountForm):

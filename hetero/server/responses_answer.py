@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hetero.scheduler import Generated
@@ -20,10 +21,20 @@ PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}
 
 
 class ResponsesAnswer:
-    """`head`: id, created_at, model and the settings that were asked for. There is one choice."""
+    """`head`: id, created_at, model and the settings that were asked for. `namespaces`: the model's name of a function
+    to its namespace and its name there. There is one choice."""
 
-    def __init__(self, exchange: Exchange, tokenizer: "Tokenizer", head: dict[str, Any], *, logprobs: bool):
+    def __init__(
+        self,
+        exchange: Exchange,
+        tokenizer: "Tokenizer",
+        head: dict[str, Any],
+        namespaces: Mapping[str, tuple[str, str]],
+        *,
+        logprobs: bool,
+    ):
         self._exchange, self._tokenizer, self._logprobs = exchange, tokenizer, logprobs
+        self._namespaces = namespaces
         self._response = {"object": "response", "error": None, "incomplete_details": None, **head}
         self._response |= {"status": "in_progress", "output": [], "usage": None}
         self._items: list[dict[str, Any]] = self._response["output"]
@@ -54,8 +65,9 @@ class ResponsesAnswer:
         if isinstance(delta, Said):
             return self._thought(delta.text) if delta.thinking else self._text(delta)
         if isinstance(delta, CallStarted):
-            call = {"call_id": delta.id, "name": delta.name, "arguments": ""}
-            return self._start("function_call", call)
+            space, name = self._namespaces.get(delta.name, (None, delta.name))
+            call = {"call_id": delta.id, "name": name, "arguments": ""}
+            return self._start("function_call", call if space is None else call | {"namespace": space})
         if isinstance(delta, CallArguments):
             self._items[-1]["arguments"] += delta.delta
             return [self._at_item("response.function_call_arguments.delta", delta=delta.delta)]

@@ -1,26 +1,86 @@
 """Tools that a request offers, and which of them the answer may or must call."""
 
+import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from hetero.server.ask import ToolChoice, Tools
+from hetero.server.fields import Form
 from hetero.server.refusal import bad
 from hetero.server.settings import Limits
 
 STRICT = "A schema of which a part cannot be enforced is refused; otherwise that part is left out."
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_\-.]{1,64}$")]
 DEFINITION = {"name", "description", "parameters", "strict"}  # what the model is told of a function
+FUNCTIONS_ONLY = "the server runs no tools itself, and the model is offered functions only"
+OTHERS = re.compile(  # OpenAI's and Anthropic's; many are named with the day of their version
+    "(advisor|apply_patch|bash|browser_toolset|code_execution|code_interpreter|computer|computer_toolset|computer_use"
+    "|custom|file_search|image_generation|local_shell|mcp|mcp_toolset|memory|programmatic_tool_calling|shell"
+    "|text_editor|tool_search|tool_search_tool_bm25|tool_search_tool_regex|web_fetch|web_search)"
+    r"(_preview)?(_20\d\d_?\d\d_?\d\d)?"
+)
+Word = Literal["none", "auto", "required"]
 
 
-def offered(definitions: Sequence[dict[str, Any]], choice: ToolChoice, parallel: bool, limits: Limits) -> Tools:
-    """`definitions`: {"name", "description", "parameters", "strict"} each, all but the name where they are known.
+def known(kind: str) -> str:
+    if not OTHERS.fullmatch(kind):
+        function = "'function' ('custom' in /v1/messages)"
+        raise ValueError(f"it must be {function}, or a tool of OpenAI's or Anthropic's services")
+    return kind
 
-    Refusal: too many, two of one name, or a choice that cannot be made among them.
+
+class OtherTool(Form):
+    """One that their services run, or that has no schema: clients send it with their functions, whether it can be had
+    or not. The model is not told of it, and the client is told that."""
+
+    model_config = ConfigDict(extra="ignore")
+    type: Annotated[str, AfterValidator(known)]
+
+    def left_out(self, path: str) -> list[str]:
+        return [f"{path}{self.type}: not offered"]
+
+
+class OtherChoice(Form):
+    """Of such a tool, or of some of several."""
+
+    model_config = ConfigDict(extra="ignore")
+    type: Annotated[str, AfterValidator(lambda kind: kind if kind == "allowed_tools" else known(kind))]
+
+    def refuse(self) -> NoReturn:
+        some = self.type == "allowed_tools"
+        limit = "a choice among some of the tools" if some else FUNCTIONS_ONLY
+        remedy = "send only these tools" if some else "name a function, or leave it out"
+        found, param = f"tool_choice.type is {self.type!r}", "tool_choice.type"
+        raise bad(found, f"not implemented: {limit}", remedy, param=param, code="unsupported_field")
+
+
+def tool_kind(tool: Any) -> str:
+    kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
+    return kind if kind in ("function", "namespace") else "other"
+
+
+def choice_kind(choice: Any) -> str:
+    if not isinstance(choice, (dict, Form)):
+        return "word"
+    return "function" if tool_kind(choice) == "function" else "other"
+
+
+def offered(
+    tools: Sequence[Form], definitions: Sequence[dict[str, Any]], choice: ToolChoice, parallel: bool, limits: Limits
+) -> Tools:
+    """`definitions`: of the functions among the tools, {"name", "description", "parameters", "strict"} each, all but
+    the name where they are known.
+
+    Refusal: too many, two of one name, none where others are asked for, or a choice that cannot be made among them.
     """
     if len(definitions) > limits.tools:
         raise bad(f"there are {len(definitions)} tools", f"at most {limits.tools}", param="tools")
+    for at, tool in enumerate(tools):
+        if isinstance(tool, OtherTool) and not definitions and choice != "none":
+            found, param = f"tools[{at}].type is {tool.type!r}", f"tools[{at}].type"
+            raise bad(found, FUNCTIONS_ONLY, "leave it out", param=param, code="unsupported_field")
     names = {one["name"] for one in definitions}
     if len(names) < len(definitions):
         raise bad("two tools have the same name", "names are unique", param="tools")

@@ -1,0 +1,98 @@
+"""Items of the conversation that POST /v1/responses goes on with, and what the chat template is told of them."""
+
+import json
+from typing import Any, Literal
+
+from hetero.server.fields import Name, no_effect
+from hetero.server.message_parts import Part, TextPart, text_of
+from hetero.server.reasons import CACHED, STORED
+from hetero.server.refusal import Refusal, bad
+from hetero.server.responses_tools import flat
+from placement.document import short
+
+KEPT_THERE = ("compaction", "compaction_trigger", "configuration_update", "item_reference")
+RUN_THERE = (
+    *("additional_tools", "apply_patch_call", "apply_patch_call_output", "code_interpreter_call", "computer_call"),
+    *("computer_call_output", "file_search_call", "image_generation_call", "mcp_approval_request"),
+    *("mcp_approval_response", "mcp_call", "mcp_list_tools", "program", "program_output", "shell_call"),
+    *("shell_call_output", "tool_search_call", "tool_search_output", "web_search_call"),
+)
+
+
+class ItemPart(TextPart):
+    type: Literal["input_text", "output_text", "reasoning_text", "summary_text", "refusal", "text"]
+    annotations: Any = no_effect("they are not part of the text")
+    logprobs: Any = no_effect("they are not part of the text")
+    prompt_cache_breakpoint: Any = no_effect(CACHED)
+
+
+class Item(Part):
+    """A part of the conversation."""
+
+    type: str = "message"
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: str | list[ItemPart] | None = None
+    call_id: Name | None = None
+    name: Name | None = None
+    namespace: Name | None = None
+    arguments: str | None = None
+    input: str | None = None
+    action: dict[str, Any] | None = None
+    output: str | list[ItemPart] | None = None
+    id: Any = no_effect(STORED)
+    status: Any = no_effect("every item is taken as it is")
+    phase: Any = no_effect("an answer has one phase")
+    summary: Any = no_effect("reasoning comes whole, in content")
+    encrypted_content: Any = no_effect("reasoning comes in plain text")
+    caller: Any = no_effect("every tool is called by the model itself")
+
+
+def tell(item: Item, path: str, told: list[dict[str, Any]]) -> None:
+    """Adds an item; what the assistant thought, said and called in a row is one message of a chat template."""
+    if item.type == "message":
+        role = "system" if item.role == "developer" else item.needed("role", path)
+        content = text_of(item.needed("content", path))
+        if role != "assistant":
+            told.append({"role": role, "content": content})
+        else:
+            message = assistants(told)
+            message["content"] = message.get("content", "") + content
+    elif item.type == "reasoning":
+        if thought := text_of(item.content):
+            message = assistants(told)
+            message["reasoning_content"] = message.get("reasoning_content", "") + thought
+    elif item.type in ("function_call", "custom_tool_call", "local_shell_call"):
+        call = {"id": item.needed("call_id", path), "type": "function", "function": called(item, path)}
+        message = assistants(told)
+        message.setdefault("content", "")
+        message.setdefault("tool_calls", []).append(call)
+    elif item.type in ("function_call_output", "custom_tool_call_output", "local_shell_call_output"):
+        content = text_of(item.needed("output", path))
+        told.append({"role": "tool", "tool_call_id": item.needed("call_id", path), "content": content})
+    else:
+        raise no_item(item.type, path)
+
+
+def called(item: Item, path: str) -> dict[str, str]:
+    """Whatever kind of tool it was: a call of a function, as the model knows no other."""
+    if item.type == "local_shell_call":
+        return {"name": "local_shell", "arguments": json.dumps(item.needed("action", path))}
+    name = flat(item.namespace, item.needed("name", path))
+    if item.type == "custom_tool_call":
+        return {"name": name, "arguments": json.dumps({"input": item.needed("input", path)})}
+    return {"name": name, "arguments": item.needed("arguments", path)}
+
+
+def no_item(kind: str, path: str) -> Refusal:
+    found, param = f"{path}.type is {short(kind)}", f"{path}.type"
+    if kind in KEPT_THERE or kind in RUN_THERE:
+        limit = STORED if kind in KEPT_THERE else "this tool cannot be had here"
+        return bad(found, f"not implemented: {limit}", "leave it out", param=param, code="unsupported_field")
+    limit = "it must be 'message', 'reasoning', 'function_call' or 'function_call_output'"
+    return bad(found, limit, param=param)
+
+
+def assistants(told: list[dict[str, Any]]) -> dict[str, Any]:
+    if not told or told[-1]["role"] != "assistant":
+        told.append({"role": "assistant"})
+    return told[-1]
