@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -13,6 +14,7 @@ from cpu_kernels.cache import PAGE
 from hetero.cache import LatentCache, Store
 from hetero.prefixes import COPIED, Node, PrefixIndex, common
 from hetero.run_config import RunConfig
+from tests import plain_gpu
 from tests.small_model import small_config
 
 ROWS, PAGES = 3, 4
@@ -349,3 +351,23 @@ def test_costs_are_those_of_the_prefix_at_hand() -> None:
     parting = index.find(np.array([4321] * 20 + [1], np.int32))
     assert not parting.way and parting.last is not None and (parting.last.page, parting.shared) == (4321, 20)
     assert len(looked) <= 4
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+def test_copies_on_both_sides(kv: Any) -> None:
+    """A layer in the GPU's place, one on the CPU: every plane of a page is copied."""
+    config = replace(small_config(), layers=2, kv_lora_rank=96, rope=replace(small_config().rope, dimension=32))
+    cache = LatentCache(config, RunConfig(sequences=ROWS, kv=kv), CONTEXT, (1, plain_gpu.plain_side()))
+    rng, (there, here) = np.random.default_rng(2), cache.layers
+    here[:] = rng.integers(0, 100, here.shape)
+    for plane in (there.values, there.scales):
+        if plane is not None:
+            plane[:] = torch.from_numpy(rng.integers(0, 100, plane.shape))
+    computed(cache, 0, list(range(100)))
+    cache.release(0)
+    source = cache.index.find(np.arange(100, dtype=np.int32)).last
+    assert cache.adopt(1, np.array([*range(90), 500], np.int32)) == 90 and source is not None
+    page = cache.block_table[1, 1]
+    for blocks in (here, there.blocks()):
+        assert page != source.page and blocks[page].any()
+        np.testing.assert_array_equal(blocks[page], blocks[source.page])
