@@ -52,7 +52,8 @@ Capture = Callable[[Launch, Launch], Launch]
 class Inputs:
     """What a pass reads, in one stretch of pinned memory and one of the GPU's: embedding x [T, hidden], and a Step."""
 
-    def __init__(self, side: GpuSide, step: Step, pages: int, hidden: int):
+    def __init__(self, side: GpuSide, step: Step, hidden: int):
+        pages = step.block_table.shape[1]
         self._fields: list[tuple[int, tuple[int, ...], Any]] = []
         self._size = 0
         fixed_step(step, pages, self._add)
@@ -86,12 +87,15 @@ class Inputs:
 
 
 class DecodeStep:
-    """The pass of so many tokens of a HybridModel over one cache. `capture` None: launched anew each time."""
+    """The pass of as many tokens as `step` has, of a HybridModel over one cache. `capture` None: it is launched anew.
 
-    def __init__(self, model: Any, layers: list[Any], step: Step, pages: int, capture: Capture | None):
+    The block table of `step` is as wide as those of all others: that fixes into how many splits a context is cut.
+    """
+
+    def __init__(self, model: Any, layers: list[Any], step: Step, capture: Capture | None):
         side, config = model.gpu, model.config
         self.model, self.layers, self.tokens = model, layers, len(step.positions)
-        self.inputs = Inputs(side, step, pages, config.hidden_size)
+        self.inputs = Inputs(side, step, config.hidden_size)
         self._logits = torch.zeros((self.tokens, config.vocab_size), pin_memory=side.pinned)
         self._of_last_part: np.ndarray | None = None
         self.chosen: list[Any] = []

@@ -176,7 +176,7 @@ class HybridModel(Model):
         count = len(ids)
         if count not in self.steps:
             capture = self.capture if count in SIZES else None
-            self.steps[count] = DecodeStep(self, layers, step, len(layers[0]), capture)
+            self.steps[count] = DecodeStep(self, layers, step, capture)
         logits = self.steps[count](ids, step)
         for mixture, experts in zip(self.mixtures, self.steps[count].chosen, strict=True):
             mixture.chosen = experts
@@ -290,7 +290,7 @@ class HybridModel(Model):
             if tokens == 1:
                 self.forward(batch, layers)
             else:
-                DecodeStep(self, layers, self.step(batch), len(layers[0]), capture=None)(batch.ids, self.step(batch))
+                DecodeStep(self, layers, self.step(batch), capture=None)(batch.ids, self.step(batch))
         batch = batch_of(MET, pages)
         self.forward(replace(batch, logits_at=batch.logits_at[-1:]), layers)
         expanded = replace(self.step(batch), runs=(run_of(batch, 0),), few=batch.logits_at[:0])

@@ -160,6 +160,21 @@ def test_steps_between_the_pieces_of_a_pass_change_nothing(name: str, load, mode
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_steps_of_several_sequences(load, model_file) -> None:
+    """At depths of their own, in any order; a recorded step is as wide as a sequence, not as all of them."""
+    path, found = model_file("tiny", "F16"), list[np.ndarray]()
+    for arrangement in ((), ARRANGEMENTS["attention, some experts"]):
+        engine = load(path, *arrangement, sequences=3)
+        for row, count in enumerate((3, 70, 130)):
+            assert not list(engine.read(row, list(LONG[row : row + count]), Pace()))
+        steps = ([0, 1, 2], [2, 0], [1, 2], [1], [2, 1, 0])
+        found.append(np.concatenate([engine.step(rows, [int(IDS[row]) for row in rows]) for rows in steps]))
+    assert_close(found[1], found[0])
+    assert isinstance(engine.model, HybridModel) and sorted(engine.model.steps) == [1, 2, 3]
+    tables = {step.inputs.step.block_table.shape for step in engine.model.steps.values()}
+    assert tables == {(count, engine.cache.block_table.shape[1]) for count in (1, 2, 3)}
+
+
 def test_parts_are_where_the_plan_says(load, model_file) -> None:
     model = load(model_file("tiny", "F16"), *ARRANGEMENTS["two layers, some experts"]).model
     networks = [block.feed_forward for block in model.blocks]

@@ -16,6 +16,7 @@ from hetero.engine import Engine
 from hetero.errors import ResourceError
 from hetero.gpu_side import GpuSide
 from hetero.offload import Doorbells
+from hetero.pace import Pace
 from hetero.rehearsal import token_counts
 from tests import plain_gpu
 from tests.recording_device import NoProducts, RecordingDevice
@@ -87,6 +88,64 @@ def test_no_pass_launches_what_was_not_rehearsed(
     rehearsed, rng = set(device.binaries), np.random.default_rng(0)
     device.choose = lambda shape: rng.integers(0, engine.config.experts, shape, np.int32)
     for name in passes(engine, rng, counts):
+        unseen = [words for key, words in device.binaries.items() if key not in rehearsed]
+        assert not unseen, (name, unseen)
+
+
+class AtEachLayer(Pace):
+    """Pauses wherever it may."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
+    def fitting(self, kind: Any, costs: np.ndarray) -> int:
+        return 0
+
+
+def passes_of_ten(engine: Engine, rng: np.random.Generator) -> Iterator[str]:
+    """Steps of some of the sequences, and prompts of any of them, whole or in pieces with steps between these."""
+    cache, context = engine.cache, engine.context
+    for rows in ([0], [5], [1, 2], [3, 0, 9], [0, 1, 3, 8, 2], range(8), range(9), range(10)):
+        for most in (0, 70, context - 8):
+            for row in range(10):
+                cache.truncate(row, 0)
+                cache.extend(row, [7] * int(rng.integers(0, most + 1)))
+            engine.step(rows, [7] * len(rows))
+            yield f"a step of {list(rows)} after {cache.lengths.tolist()}"
+    for at, count in enumerate((1, 2, 5, 16, 65, 127, 129, 300, 777, 1024)):
+        row = at % 10
+        for start, pace in ((0, AtEachLayer()), (int(rng.integers(0, context - count)), Pace())):
+            cache.truncate(row, 0)
+            cache.extend(row, [7] * start)
+            for _ in engine.read(row, [7] * count, pace):
+                for others in ([(row + 1) % 10], [(row + 1) % 10, (row + 3) % 10]):
+                    engine.step(others, [7] * len(others))
+                    for other in others:
+                        cache.truncate(other, 0)
+            yield f"{count} tokens of sequence {row} after {start}"
+
+
+@pytest.mark.parametrize(
+    ("shape", "type", "changes", "arrangement", "capability", "kv"),
+    [FILES[0], *(pytest.param(*file, marks=pytest.mark.soak) for file in FILES[1:])],
+)
+def test_no_pass_beside_others_launches_what_was_not_rehearsed(
+    shape: str,
+    type: str,
+    changes: dict[str, Any],
+    arrangement: str,
+    capability: int,
+    kv: str,
+    load,
+    model_file,
+) -> None:
+    """Ten sequences, more than there are recorded steps for; so many pages that rows of the table are not aligned."""
+    path = model_file(shape, type, **changes)
+    engine, device = load(path, arrangement, capability, kv=kv, sequences=10, context=1450)
+    rehearsed, rng = set(device.binaries), np.random.default_rng(0)
+    assert engine.cache.block_table.shape == (10, 23)
+    device.choose = lambda shape: rng.integers(0, engine.config.experts, shape, np.int32)
+    for name in passes_of_ten(engine, rng):
         unseen = [words for key, words in device.binaries.items() if key not in rehearsed]
         assert not unseen, (name, unseen)
 
