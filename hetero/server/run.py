@@ -1,14 +1,16 @@
 """`hetero serve`: listens at once, loads the model meanwhile, drains when it is told to stop."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
 import uvicorn
@@ -29,11 +31,16 @@ from hetero.sizes import format_size
 from hetero.template import ChatTemplate
 
 STOPPED = 130  # exit status after a second signal, as after Ctrl-C elsewhere
+BACKLOG = 256  # connections that wait to be accepted
+# Seconds. The scheduler's thread gives up the GIL some eight times a step, at kernels, and waits so long to have it
+# back from a thread that reads a large request. At Python's own 5 ms the bundled model kept 4 % of its speed so.
+SWITCH_INTERVAL = 0.0005
 
 
 def serve(path: str, run: RunConfig, settings: ServeSettings, name: str | None = None) -> int:
     """Returns the exit status when a signal has ended it; raises what loading does, or OSError for the address."""
     log_to_stderr(settings.log_format)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     service = Service(name or name_of(path), settings, created=int(os.stat(path).st_mtime))
     server = Server(service, create_app(service, settings), settings)
     with closing(listening(settings)) as listener:
@@ -41,7 +48,8 @@ def serve(path: str, run: RunConfig, settings: ServeSettings, name: str | None =
 
 
 def listening(settings: ServeSettings) -> socket.socket:
-    """The socket, before anything is loaded: an address that is taken is known at once."""
+    """The socket, before anything is loaded: an address that is taken is known at once. Who connects from now on waits
+    for an answer, and is not refused."""
     family, _, _, _, where = socket.getaddrinfo(
         settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -49,6 +57,7 @@ def listening(settings: ServeSettings) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(where)
+        found.listen(BACKLOG)
     except OSError as error:
         found.close()
         remedy = "stop the other program, or choose another --port"
@@ -83,7 +92,7 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 timeout_keep_alive=round(limits.idle_seconds),
                 h11_max_incomplete_event_size=limits.header_bytes,
-                backlog=256,
+                backlog=BACKLOG,
             )
         )
         self.config.load()
@@ -115,16 +124,8 @@ class Server(uvicorn.Server):
     def _load(self, path: str, run: RunConfig) -> None:
         try:
             started = time.perf_counter()
-            engine, tokenizer = load(path, run, self._progress, LOGGER.info)
-            loaded = Loaded(
-                scheduler=Scheduler(engine, max_token_gap=self._settings.max_token_gap, queue=self._settings.queue),
-                tokenizer=tokenizer,
-                template=ChatTemplate.from_gguf(engine.file, tokenizer),
-                context=engine.context,
-                sequences=run.sequences,
-                title=engine.config.name,
-                planned=engine.planned,
-            )
+            loaded = open_model(path, run, self._settings, self._progress)
+            gc.freeze()  # a full collection looks at all that was loaded, for 0.2 s and more in which nobody computes
             self._service.ready(loaded)
             for line in promises(loaded, self._settings):
                 LOGGER.info(line)
@@ -174,6 +175,29 @@ class Server(uvicorn.Server):
         while self._gate.answering and not self.should_exit:
             await asyncio.sleep(0.05)
         self.should_exit = True
+
+
+def open_model(path: str, run: RunConfig, settings: ServeSettings, progress: Callable[[str, int, int], None]) -> Loaded:
+    """Raises what loading does; then nothing of it stays open."""
+    engine, tokenizer = load(path, run, progress, LOGGER.info)
+    with ExitStack() as failed:
+        failed.callback(engine.close)
+        template = ChatTemplate.from_gguf(engine.file, tokenizer)
+        scheduler = Scheduler(engine, max_token_gap=settings.max_token_gap, queue=settings.queue)
+        failed.pop_all()
+        failed.callback(scheduler.close)  # which closes the engine
+        loaded = Loaded(
+            scheduler=scheduler,
+            tokenizer=tokenizer,
+            template=template,
+            context=engine.context,
+            sequences=run.sequences,
+            title=engine.config.name,
+            planned=engine.planned,
+        )
+        loaded.make_vocabulary()
+        failed.pop_all()
+    return loaded
 
 
 def promises(loaded: Loaded, settings: ServeSettings) -> Iterator[str]:
