@@ -1,6 +1,6 @@
 """How one sequence goes on: from the logits after its last token to the next one, until there is a reason to end."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -42,7 +42,7 @@ class Continuation:
 
     def __init__(
         self,
-        ids: Iterable[int],
+        ids: Sequence[int] | np.ndarray,
         sampling: Sampling,
         vocab_size: int,
         limit: int,
@@ -51,8 +51,7 @@ class Continuation:
         logprobs: int | None = None,
     ):
         self.sampler, self.stop_ids, self.constraint = Sampler(sampling, vocab_size), stop_ids, constraint
-        for id in ids:
-            self.sampler.accept(id)
+        self.sampler.accept_all(ids)
         self.left, self.logprobs = limit, logprobs
         self.reason: Reason | None = None if limit > 0 else "length"
 

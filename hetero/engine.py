@@ -180,8 +180,11 @@ class Engine:
             raise
 
     def checked(self, ids: Sequence[int]) -> list[int]:
-        ids = [int(id) for id in ids]
-        if not ids:
+        return self.checked_array(ids).tolist()
+
+    def checked_array(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """int32 [n]. RequestError: none, too many, or one that the vocabulary does not have."""
+        if not len(ids):
             raise RequestError("an empty prompt", "at least one token is needed", "give some text")
         if len(ids) > self.context:
             raise RequestError(
@@ -189,13 +192,14 @@ class Engine:
                 f"the context holds {self.context}",
                 "shorten it or raise --context",
             )
-        if min(ids) < 0 or max(ids) >= self.config.vocab_size:
+        least, most = (min(ids), max(ids)) if not isinstance(ids, np.ndarray) else (ids.min(), ids.max())
+        if least < 0 or most >= self.config.vocab_size:
             raise RequestError(
-                f"token id {min(ids) if min(ids) < 0 else max(ids)}",
+                f"token id {least if least < 0 else most}",
                 f"the vocabulary has ids 0 to {self.config.vocab_size - 1}",
                 "use this model's own tokenizer",
             )
-        return ids
+        return np.asarray(ids, np.int32)
 
     @property
     def tokens_cached(self) -> int:

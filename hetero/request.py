@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from hetero.continuation import Constraint, Generated
 from hetero.errors import HeteroError
 from hetero.sampler import Sampling
@@ -49,7 +51,7 @@ class Request:
     accepted already; they do not count among those that wait.
     """
 
-    ids: Sequence[int]
+    ids: Sequence[int] | np.ndarray
     sampling: Sampling
     stop_ids: frozenset[int]
     listener: Callable[[Event], None]

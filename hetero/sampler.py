@@ -11,7 +11,7 @@ wins, everywhere. (llama.cpp applies temperature last, so its top-p keeps other 
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -102,7 +102,7 @@ def default_of(name: str) -> Any:
 
 
 class Sampler:
-    """Chooses the tokens of one sequence. `accept` tells it the tokens of the prompt and every token chosen."""
+    """Chooses the tokens of one sequence. `accept_all` tells it the prompt, `accept` every token chosen."""
 
     def __init__(self, sampling: Sampling, vocab_size: int):
         self.sampling, self.vocab_size = sampling, vocab_size
@@ -129,6 +129,18 @@ class Sampler:
             self._window.append(id)
             if len(self._window) > self.sampling.penalty_window:
                 self._counts[self._window.popleft()] -= 1
+
+    def accept_all(self, ids: NDArray[np.integer[Any]] | Sequence[int]) -> None:
+        """As `accept` of each, in this order: a prompt may have a hundred thousand."""
+        window = self.sampling.penalty_window
+        if not self._penalizes or window == 0:
+            return
+        new = np.asarray(ids, np.int64)
+        if window is not None:
+            new = np.concatenate([np.array(self._window, np.int64), new])[-window:]
+            self._window = deque(new.tolist())
+            self._counts[:] = 0
+        self._counts += np.bincount(new, minlength=self.vocab_size).astype(np.int32)
 
     def sample(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None = None) -> int:
         """logits [vocab]; they are left as they are. `allowed` [vocab]: no other token is chosen."""

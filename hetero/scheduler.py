@@ -12,8 +12,6 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from hetero.batching import Batching
 from hetero.continuation import Constraint, Continuation
 from hetero.errors import ContextExceeded, Draining, HeteroError, KernelError, QueueFull
@@ -83,7 +81,7 @@ class Scheduler:
         asked, room = request.sampling.max_tokens, self.engine.context - len(request.ids)
         if room < 1:
             raise ContextExceeded(len(request.ids), self.engine.context)
-        ids = self.engine.checked(request.ids)
+        ids = self.engine.checked_array(request.ids)
         going = Continuation(
             ids,
             request.sampling,
@@ -97,7 +95,7 @@ class Scheduler:
             self._refuse(request)
             self._numbered += 1
             self._open += 1
-            sequence = Sequence(self._numbered, request, np.array(ids, np.int32), going, perf_counter())
+            sequence = Sequence(self._numbered, request, ids, going, perf_counter())
             self._line.append(sequence)
             self._changed.notify_all()
         return Ticket(sequence.number, lambda: self._cancel(sequence))

@@ -195,6 +195,19 @@ def test_refuses_before_anything_is_computed(ids: list[int], message: str, engin
     assert engine.cache.tokens(0).tolist() == cached and len(model.passes) == passes
 
 
+@pytest.mark.parametrize("ids", [[0, -1], [16, 0], [2**70], []])
+def test_prompts_that_are_arrays_are_checked_as_lists_are(ids: list[int], engine: Engine) -> None:
+    many = np.array(ids, np.int64 if max(ids, default=0) < 2**63 else object)
+    found = []
+    for given in (ids, many):
+        with pytest.raises(RequestError) as refused:
+            engine.checked_array(given)
+        found.append(str(refused.value))
+    assert found[0] == found[1]
+    array = engine.checked_array(np.array([3, 15, 0], np.int32))
+    assert array.dtype == np.int32 and array.tolist() == engine.checked([3, 15, 0]) == [3, 15, 0]
+
+
 def test_refuses_impossible_sampling_before_anything_is_computed(engine: Engine, model: Counting) -> None:
     with pytest.raises(RequestError, match="logit_bias names token 16"):
         engine.generate([1], Sampling(logit_bias={16: 1.0}))

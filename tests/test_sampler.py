@@ -179,6 +179,21 @@ def test_penalty_window() -> None:
     assert penalised(0) == []
 
 
+@pytest.mark.parametrize("window", [None, 0, 1, 3, 7, 50, 1 << 31])
+def test_many_tokens_are_accepted_as_one_by_one(window: int | None) -> None:
+    settings = Sampling(**PLAIN, repetition_penalty=1.3, frequency_penalty=0.7, penalty_window=window)
+    logits, tokens = logits_of(9, 1, 2.0), np.random.default_rng(5).integers(0, 9, 24).tolist()
+    one, many = Sampler(settings, 9), Sampler(settings, 9)
+    for part in (tokens[:11], [], tokens[11:13], tokens[13:]):
+        for id in part:
+            one.accept(id)
+        many.accept_all(part)
+        assert np.array_equal(distribution(one, logits), distribution(many, logits))
+        one.accept(4)
+        many.accept(4)
+        assert np.array_equal(distribution(one, logits), distribution(many, logits))
+
+
 def test_extremes() -> None:
     huge = np.array([-3e38, 3e38, 3e38, 0], np.float32)
     for options in (

@@ -104,7 +104,7 @@ class Exchange:
         if sampling.seed is not None and (copy := index % self._copies):
             sampling = replace(sampling, seed=(sampling.seed + copy) % (1 << 64))
         request = Request(
-            ids=one.prompt.ids,
+            ids=one.ids,
             sampling=sampling,
             stop_ids=self._stop_ids,
             listener=lambda event: self._heard(index, event),

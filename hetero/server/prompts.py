@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from hetero.generate import Prompt, text_prompt
 from hetero.sampler import Sampling
 from hetero.scheduler import Constraint
@@ -13,7 +15,6 @@ from hetero.server.loaded import Loaded
 from hetero.server.reasoning import bounded, budget_of
 from hetero.server.refusal import bad, too_long
 from hetero.tool_format import ToolFormat
-from placement.document import short
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Prepared:
     """A prompt that fits. `calls`: tool calls are looked for, written so. `constraint` makes one for each choice."""
 
     prompt: Prompt
+    ids: np.ndarray  # int32, the prompt's: made once, for all choices and apart from the event loop
     sampling: Sampling
     fills_context: bool = False  # max_tokens is all the room there is
     logprobs: int | None = None
@@ -58,8 +60,10 @@ def prompt_of(text: str | tuple[int, ...], loaded: Loaded) -> Prompt:
     if isinstance(text, str):
         check_length(text, loaded)
         return text_prompt(tokenizer, text)
-    if wrong := next((id for id in text if not 0 <= id < tokenizer.vocab_size), None):
-        raise bad(f"token id {short(wrong)}", f"the vocabulary has the ids 0 to {tokenizer.vocab_size - 1}")
+    ids = np.array(text, np.int64)
+    wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
+    if len(wrong):
+        raise bad(f"token id {wrong[0]}", f"the vocabulary has the ids 0 to {tokenizer.vocab_size - 1}")
     return Prompt(text)
 
 
@@ -75,6 +79,7 @@ def fitted(prompt: Prompt, ask: Ask, loaded: Loaded) -> Prepared:
     sampling = replace(ask.sampling, max_tokens=most)
     return Prepared(
         prompt,
+        np.array(prompt.ids, np.int32),
         sampling,
         fills_context=most == room and most != asked,
         logprobs=ask.logprobs,
