@@ -286,6 +286,7 @@ def test_tool_calls_of_a_response(unconstrained: None) -> None:
     tools = {"tools": [{"type": "function", **WEATHER}]}
     found = ask("/v1/responses", CALLS, **tools)
     TypeAdapter(openai.types.responses.Response).validate_python(found)
+    assert type(found["created_at"]) is type(found["completed_at"]) is int, "clients of strict types take no other"
     assert [item["type"] for item in found["output"]] == ["message", "function_call", "function_call"]
     assert found["output"][1]["arguments"] == '{"town": "Rome"}' and found["output"][1]["status"] == "completed"
     events = stream("/v1/responses", CALLS, **tools)

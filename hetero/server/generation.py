@@ -55,7 +55,7 @@ async def responses(request: Request) -> Response:
     settings = call.service.settings
     ask = form.ask(settings.sampling, settings.limits)
     exchange = await call.begin(ask)
-    head = {"id": new_id("resp_"), "created_at": time.time(), "model": call.service.name}
+    head = {"id": new_id("resp_"), "created_at": int(time.time()), "model": call.service.name}
     head |= echoed(form, ask.sampling)
     spaces, tokenizer = namespaces(form.tools or []), call.service.loaded.tokenizer
     answer = ResponsesAnswer(exchange, tokenizer, head, spaces, logprobs=ask.logprobs is not None)

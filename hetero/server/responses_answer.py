@@ -82,7 +82,7 @@ class ResponsesAnswer:
         if cut:
             self._response["incomplete_details"] = {"reason": "max_output_tokens"}
         else:
-            self._response["completed_at"] = time.time()
+            self._response["completed_at"] = int(time.time())
         return found
 
     def _thought(self, text: str) -> Events:
