@@ -31,6 +31,10 @@ KNOWN = {
     MessagesForm: anthropic.types.message_create_params.MessageCreateParamsStreaming,
     CountForm: anthropic.types.MessageCountTokensParams,
 }
+BETA: dict[type[Form], Any] = {
+    MessagesForm: anthropic.types.beta.message_create_params.MessageCreateParamsStreaming,
+    CountForm: anthropic.types.beta.MessageCountTokensParams,
+}
 SAID: dict[type[Form], dict[str, Any]] = {
     ChatForm: {"messages": [{"role": "user", "content": "Hi"}]},
     CompletionForm: {"prompt": "Once"},
@@ -55,8 +59,9 @@ def refused(kind: type[Form], limits: Limits | None = None, **fields: Any) -> Re
 
 @pytest.mark.parametrize("kind", KNOWN, ids=lambda kind: kind.__name__)
 def test_no_field_of_the_real_clients_is_unknown(kind: type[Form]) -> None:
-    names = set(typing.get_type_hints(KNOWN[kind]))
-    assert names and names - set(kind.model_fields) == set()
+    for params in (KNOWN[kind], BETA.get(kind, KNOWN[kind])):
+        names = set(typing.get_type_hints(params))
+        assert names and names - set(kind.model_fields) == set()
 
 
 @pytest.mark.parametrize("kind", KNOWN, ids=lambda kind: kind.__name__)
@@ -89,6 +94,15 @@ def test_unknown_fields_are_named() -> None:
     form = ChatForm.read({"messages": [message], "tempratur": 3, "stream_options": {"x": 4}})
     assert sorted(form.unknown()) == ["messages[].content[].colour", "messages[].mood", "stream_options.x", "tempratur"]
     assert ChatForm.read(SAID[ChatForm]).unknown() == []
+
+
+def test_what_claude_code_always_sends_is_taken_and_named() -> None:
+    edits = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
+    for kind in (MessagesForm, CountForm):
+        form = kind.read(SAID[kind] | {"context_management": edits, "metadata": {"user_id": "u"}, "betas": ["b"]})
+        check_refused(form)
+        assert "context_management" in form.unknown() and "betas" not in form.unknown()
+        assert kind.read(SAID[kind] | {"context_management": None}).unknown() == []
 
 
 @pytest.mark.parametrize(
@@ -152,6 +166,9 @@ def test_unknown_fields_are_named() -> None:
         (ResponsesForm, {"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
         (ResponsesForm, {"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         (MessagesForm, {"max_tokens": None}, "max_tokens"),
+        (MessagesForm, {"mcp_servers": [{"type": "url", "url": "http://a", "name": "a"}]}, "mcp_servers"),
+        (MessagesForm, {"output_format": {"type": "xml"}}, "output_format.type"),
+        (ResponsesForm, {"frequency_penalty": "1"}, "frequency_penalty"),
         (MessagesForm, {"messages": [{"role": "assistant", "content": "I"}]}, "messages"),
         (MessagesForm, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].type"),
         (MessagesForm, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
@@ -213,6 +230,8 @@ def test_sampling() -> None:
         penalty_window=9,
     )
     assert ask(ChatForm).sampling == Sampling()
+    responses = ask(ResponsesForm, stop="x", frequency_penalty=-1, seed=3, top_k=2, max_output_tokens=7).sampling
+    assert responses == Sampling(stop=("x",), frequency_penalty=-1.0, seed=3, top_k=2, max_tokens=7)
     assert ask(CompletionForm).sampling.max_tokens == 16
     assert ask(MessagesForm, stop_sequences=["a", "b"], temperature=1).sampling.stop == ("a", "b")
 
@@ -307,6 +326,8 @@ def test_formats_and_tools() -> None:
     assert ask(MessagesForm, output_config={"format": {"type": "json_schema", "schema": schema}}).format == JsonFormat(
         schema
     )
+    older = {"type": "json_schema", "schema": {"type": "array"}}
+    assert ask(MessagesForm, output_format=older).format == JsonFormat({"type": "array"})
     function = {"name": "f", "description": "d", "parameters": schema}
     plain = ({"type": "function", "function": function},)
     named = {"type": "function", "function": {"name": "f"}}

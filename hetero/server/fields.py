@@ -5,6 +5,7 @@ declares is taken as unknown, reported, and has no effect.
 """
 
 import re
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, StringConstraints, ValidationError
@@ -58,7 +59,8 @@ class Form(BaseModel):
 
     def left_out(self, path: str) -> list[str]:
         """Of this object, which is at `path`: "messages[3]."; the same field of all of a list has one name."""
-        return [INDEX.sub("[]", path) + key for key in self.model_extra or {}]
+        reported = [name for name in reported_fields(type(self)) if getattr(self, name) is not None]
+        return [INDEX.sub("[]", path) + name for name in (*reported, *(self.model_extra or {}))]
 
 
 def walk(value: Any, path: str) -> list[tuple[str, Form]]:
@@ -72,9 +74,17 @@ def walk(value: Any, path: str) -> list[tuple[str, Form]]:
     return []
 
 
-def no_effect(why: str) -> Any:
-    """Nothing here depends on this field: any value is taken."""
-    return Field(default=None, description=f"No effect: {why}.", json_schema_extra={"x-support": "no effect"})
+@cache
+def reported_fields(form: type[Form]) -> tuple[str, ...]:
+    declared = {name: field.json_schema_extra for name, field in form.model_fields.items()}
+    return tuple(name for name, extra in declared.items() if isinstance(extra, dict) and extra.get("x-reported"))
+
+
+def no_effect(why: str, reported: bool = False) -> Any:
+    """Nothing here depends on this field: any value is taken. `reported`: it asks for something, so that it is named
+    as unknown fields are."""
+    extra: dict[str, Any] = {"x-support": "no effect"} | ({"x-reported": True} if reported else {})
+    return Field(default=None, description=f"No effect: {why}.", json_schema_extra=extra)
 
 
 def refuse(why: str, *neutral: Any) -> Any:

@@ -10,11 +10,13 @@ from hetero.sampler import Sampling
 from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, Tools
 from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.message_parts import Part, check_count
-from hetero.server.reasons import BY_THE_MODEL, CACHED, ONE_TIER, ONE_USER
+from hetero.server.reasons import BY_THE_MODEL, CACHED, ONE_TIER, ONE_USER, STORED
 from hetero.server.refusal import bad
 from hetero.server.sampling_fields import SamplingFields, Share, Temperature, Tokens, sampled, stops
 from hetero.server.settings import Limits
 from hetero.server.tool_fields import STRICT, OtherTool, offered
+
+UNBILLED = "nobody is billed"
 
 
 class Block(Part):
@@ -72,9 +74,10 @@ class ToolChoice(Form):
 class ThinkingConfig(Form):
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Tokens | None = None
-    display: Literal["summarized", "omitted"] | None = Field(
-        default=None, description="`summarized` shows it as it is; `omitted` does not."
+    display: Literal["summarized", "omitted", "updates"] | None = Field(
+        default=None, description="`omitted` does not show it; the others show it as it is."
     )
+    block_binding: Any = no_effect("reasoning is not signed")
 
 
 class OutputFormat(Form):
@@ -85,6 +88,7 @@ class OutputFormat(Form):
 class OutputConfig(Form):
     effort: Effort | None = None
     format: OutputFormat | None = None
+    task_budget: Any = no_effect("max_tokens and thinking's budget are the bounds", reported=True)
 
 
 class CountForm(Form):
@@ -97,6 +101,12 @@ class CountForm(Form):
     tools: list[AnyTool] | None = None
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = Field(default=None, description="The older name of output_config.format.")
+    context_management: Any = no_effect("nothing is left out of a conversation", reported=True)
+    compaction: Any = refuse("conversations are not summarized")
+    mcp_servers: Any = refuse("the server runs no tools itself", [])
+    betas: Any = no_effect("no field's meaning depends on them")
+    billing_policy: Any = no_effect(UNBILLED)
     cache_control: Any = no_effect(CACHED)
     speed: Any = no_effect("there is one speed")
     user_profile_id: Any = no_effect(ONE_USER)
@@ -104,6 +114,7 @@ class CountForm(Form):
 
     def prompt(self, limits: Limits) -> Ask:
         """All but the sampling."""
+        layout = (self.output_config and self.output_config.format) or self.output_format
         check_count(self.messages, limits)
         if self.messages[-1].role == "assistant":
             limit = "an answer that was begun is not gone on with"
@@ -116,7 +127,7 @@ class CountForm(Form):
             messages=tuple(told),
             thinking=self._thinking(),
             tools=self._tools(limits),
-            format=JsonFormat(config.format.schema_) if (config := self.output_config) and config.format else None,
+            format=JsonFormat(layout.schema_) if layout else None,
         )
 
     def _thinking(self) -> Thinking:
@@ -144,6 +155,9 @@ class MessagesForm(CountForm):
     metadata: Any = no_effect(ONE_USER)
     service_tier: Any = no_effect(ONE_TIER)
     inference_geo: Any = no_effect("it is computed where the server is")
+    fallbacks: Any = no_effect("there is one model")
+    fallback_credit_token: Any = no_effect(UNBILLED)
+    thread: Any = refuse(STORED)
     container: Any = refuse("there are no containers")
     diagnostics: Any = refuse("usage tells what was cached")
 

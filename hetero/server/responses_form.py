@@ -13,8 +13,6 @@ from hetero.server.responses_items import Item, tell
 from hetero.server.responses_tools import Choice, NamedChoice, Tool, shown, tools_of
 from hetero.server.sampling_fields import (
     SamplingFields,
-    Share,
-    Temperature,
     Tokens,
     TopLogprobs,
     sampled,
@@ -51,15 +49,13 @@ class StreamOptions(Form):
     include_obfuscation: Any = no_effect("events are not padded")
 
 
-class ResponsesForm(Form):
+class ResponsesForm(SamplingFields):
     input: str | list[Item]
     model: Name | None = None
     instructions: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_output_tokens: Tokens | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
     top_logprobs: TopLogprobs | None = None
     include: list[str] | None = Field(default=None, description=f"{LOGPROBS}; reasoning.encrypted_content: no effect.")
     reasoning: ReasoningOption | None = None
@@ -73,6 +69,7 @@ class ResponsesForm(Form):
     prompt_cache_retention: Any = no_effect(KEPT)
     safety_identifier: Any = no_effect(ONE_USER)
     user: Any = no_effect(ONE_USER)
+    client_metadata: Any = no_effect("nothing is stored")
     service_tier: Any = no_effect(ONE_TIER)
     access_programs: Any = refuse(HOSTED)
     background: Any = refuse(STORED, False)
@@ -92,11 +89,10 @@ class ResponsesForm(Form):
         for name in self.include or []:
             if name not in (LOGPROBS, "reasoning.encrypted_content"):
                 raise bad(f"include names {name[:50]!r}", f"{LOGPROBS} is implemented", "leave it out", param="include")
-        fields = SamplingFields(temperature=self.temperature, top_p=self.top_p)
         reasoning = self.reasoning.effort if self.reasoning else None
         effort = None if reasoning == "none" else reasoning
         return Ask(
-            sampling=sampled(fields, defaults, self.max_output_tokens, limits),
+            sampling=sampled(self, defaults, self.max_output_tokens, limits),
             messages=self._messages(limits),
             logprobs=(self.top_logprobs or 0) if self.top_logprobs or LOGPROBS in (self.include or []) else None,
             thinking=Thinking(None if reasoning is None else reasoning != "none", effort=effort),
