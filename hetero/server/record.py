@@ -9,13 +9,15 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import quote
 
 from hetero.errors import HeteroError
-from hetero.terminal import printable
 
 LOGGER = logging.getLogger("hetero.server")
 POLLED = ("/health", "/metrics", "/panel")  # asked again and again: not worth a line each
 ID = re.compile(r"[A-Za-z0-9_\-.:]{1,64}")
+LONGEST = {"path": 200, "method": 20}  # characters that are logged
+AS_SENT = "/:@!$&'()*+,;=~%[]"  # characters of a path that a line can hold
 
 
 @dataclass
@@ -48,7 +50,11 @@ class Record:
         shown["seconds"] = round(self.seconds, 4)
         if self.first_token_seconds is not None:
             shown["first_token_seconds"] = round(self.first_token_seconds, 4)
-        line = f"{self.method} {self.path} {self.status} {self.seconds:.3f} s"
+        for name, most in LONGEST.items():
+            given = getattr(self, name)
+            shown[name] = given[:most] + "..." * (len(given) > most)
+        path = quote(shown["path"], AS_SENT, errors="backslashreplace")
+        line = f"{quote(shown['method'])} {path} {self.status} {self.seconds:.3f} s"
         quiet = self.path in POLLED and (self.status < 400 or self.path == "/health")
         level = logging.DEBUG if quiet else logging.ERROR if self.status >= 500 else logging.INFO
         LOGGER.log(level, line, extra={"fields": shown})
@@ -67,7 +73,7 @@ class TextFormat(logging.Formatter):
         trace = fields.pop("traceback", "")
         told = " ".join(f"{name}={shown(value)}" for name, value in fields.items())
         line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():<7} {record.getMessage()} {told}"
-        return "\n".join(printable(part) for part in [line.rstrip(), *trace.splitlines()])
+        return "\n".join(escaped(part) for part in [line.rstrip(), *trace.splitlines()])
 
 
 class JsonFormat(logging.Formatter):
@@ -90,7 +96,17 @@ def log_failure(error: BaseException, id: str) -> None:
 
 
 def shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(name_or_quoted, value)) if isinstance(value, list) else str(value)
+
+
+def name_or_quoted(name: str) -> str:
+    """What a client made up may look like further fields of the line."""
+    return json.dumps(name) if re.search(r"[\s,=\"]", name) else name
+
+
+def escaped(text: str) -> str:
+    """One line, whatever is in it: what breaks, hides or turns text is shown by its number, as in Python's strings."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def log_to_stderr(form: Literal["text", "json"]) -> None:
