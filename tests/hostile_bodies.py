@@ -43,6 +43,7 @@ VALID: dict[str, dict[str, Any]] = {
     },
     "/v1/completions": {"prompt": "Once", "max_tokens": 2, "temperature": 0, "stop": "xyz", "logprobs": 1, "n": 1},
     "/v1/responses": {"input": "Who are you?", "max_output_tokens": 16, "temperature": 0, "instructions": "Be brief."},
+    "/v1/responses/input_tokens": {"input": "Who are you?", "instructions": "Be brief."},
     "/v1/messages": {"messages": TALK[1:], "max_tokens": 2, "system": "Be brief.", "temperature": 0, "top_k": 3},
     "/v1/messages/count_tokens": {"messages": TALK[1:], "system": "Be brief."},
     "/tokenize": {"content": "Once upon a time", "with_pieces": True},

@@ -366,6 +366,18 @@ def test_a_conversation_of_items(client: OpenAI, own_answers: OwnAnswers) -> Non
     assert answer.output_text == own_answers.chat(asked(FRANCE, first.output_text, ITALY))["text"]
 
 
+def test_input_tokens_of_responses(client: OpenAI) -> None:
+    function: Any = {"name": "look_up", "parameters": {"type": "object"}, "type": "function", "strict": False}
+    said: dict[str, Any] = {"input": FRANCE, "instructions": "Be brief.", "tools": [function]}
+    count = client.responses.input_tokens.count(model=MODEL, **said)
+    assert count.object == "response.input_tokens"
+    answer = client.responses.create(model=MODEL, max_output_tokens=16, **said)
+    assert answer.usage and count.input_tokens == answer.usage.input_tokens
+    assert client.responses.input_tokens.count(model=MODEL, input=FRANCE).input_tokens < count.input_tokens
+    with pytest.raises(openai.BadRequestError, match="nothing is stored"):
+        client.responses.input_tokens.count(model=MODEL, previous_response_id="resp_1", input=FRANCE)
+
+
 def test_a_stream_of_responses(client: OpenAI, demo_server: Served, own_answers: OwnAnswers) -> None:
     own = own_answers.chat(FRANCE, thinking=True)
     options: Any = {"model": MODEL, "input": FRANCE, "temperature": 0, "reasoning": {"effort": "medium"}}

@@ -8,6 +8,7 @@ import anthropic.types
 import anthropic.types.beta
 import openai.types
 import openai.types.chat.completion_create_params
+import openai.types.responses.input_token_count_params
 import openai.types.responses.response_create_params
 import openai.types.responses.response_input_item_param
 import pytest
@@ -20,7 +21,7 @@ from hetero.server.completion_form import CompletionForm
 from hetero.server.fields import Form, check_refused, support
 from hetero.server.messages_form import CountForm, MessagesForm
 from hetero.server.refusal import Refusal
-from hetero.server.responses_form import ResponsesForm, echoed
+from hetero.server.responses_form import InputTokensForm, ResponsesForm, echoed
 from hetero.server.settings import Limits
 
 ROOT = Path(__file__).parent.parent
@@ -29,17 +30,20 @@ KNOWN = {
     CompletionForm: openai.types.completion_create_params.CompletionCreateParamsStreaming,
     ResponsesForm: openai.types.responses.response_create_params.ResponseCreateParamsStreaming,
     MessagesForm: anthropic.types.message_create_params.MessageCreateParamsStreaming,
+    InputTokensForm: openai.types.responses.input_token_count_params.InputTokenCountParams,
     CountForm: anthropic.types.MessageCountTokensParams,
 }
 BETA: dict[type[Form], Any] = {
     MessagesForm: anthropic.types.beta.message_create_params.MessageCreateParamsStreaming,
     CountForm: anthropic.types.beta.MessageCountTokensParams,
 }
+COUNTS = (InputTokensForm, CountForm)  # what these read makes a prompt, whose tokens are counted
 SAID: dict[type[Form], dict[str, Any]] = {
     ChatForm: {"messages": [{"role": "user", "content": "Hi"}]},
     CompletionForm: {"prompt": "Once"},
     ResponsesForm: {"input": "Hi"},
     MessagesForm: {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9},
+    InputTokensForm: {"input": "Hi"},
     CountForm: {"messages": [{"role": "user", "content": "Hi"}]},
 }
 
@@ -47,7 +51,7 @@ SAID: dict[type[Form], dict[str, Any]] = {
 def ask(kind: Any, limits: Limits | None = None, **fields: Any) -> Ask:
     form = kind.read(SAID[kind] | fields)
     check_refused(form)
-    return form.ask(Sampling(), limits or Limits())
+    return form.unsampled(limits or Limits()) if kind in COUNTS else form.ask(Sampling(), limits or Limits())
 
 
 def refused(kind: type[Form], limits: Limits | None = None, **fields: Any) -> Refusal:
@@ -67,7 +71,7 @@ def test_no_field_of_the_real_clients_is_unknown(kind: type[Form]) -> None:
 @pytest.mark.parametrize("kind", KNOWN, ids=lambda kind: kind.__name__)
 def test_each_field_is_documented_as_what_it_is(kind: type[Form]) -> None:
     """docs/serve.md has a table for each interface: | field | taken, no effect, refused | ..."""
-    if kind is CountForm:
+    if kind in COUNTS:
         return
     text = (ROOT / "docs" / "serve.md").read_text()
     section = text.split(f"<!-- {kind.__name__} -->")[1].split("\n## ")[0].split("<!--")[0]
@@ -79,13 +83,13 @@ def test_each_field_is_documented_as_what_it_is(kind: type[Form]) -> None:
 @pytest.mark.parametrize("kind", KNOWN, ids=lambda kind: kind.__name__)
 def test_what_is_refused_is_refused_by_name(kind: type[Form]) -> None:
     for name, field in kind.model_fields.items():
-        if support(field) == "refused" and kind is not CountForm:
+        if support(field) == "refused":
             found = refused(kind, **{name: {"some": "thing"}})
             assert found.param == name and name in found.message and found.code == "unsupported_field"
             ask(kind, **{name: None})
             for neutral in field.json_schema_extra["x-neutral"]:  # type: ignore[index, call-overload]
                 ask(kind, **{name: neutral})
-        if support(field) == "no effect" and kind is not CountForm and name != "metadata":
+        if support(field) == "no effect" and name != "metadata":
             ask(kind, **{name: {"some": "thing"}})
 
 

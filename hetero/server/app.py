@@ -24,6 +24,7 @@ def create_app(service: Service, settings: ServeSettings) -> Gate:
         Route("/v1/chat/completions", generation.chat_completions, methods=["POST"]),
         Route("/v1/completions", generation.completions, methods=["POST"]),
         Route("/v1/responses", generation.responses, methods=["POST"]),
+        Route("/v1/responses/input_tokens", generation.input_tokens, methods=["POST"]),
         Route("/v1/messages", generation.messages, methods=["POST"]),
         Route("/v1/messages/count_tokens", generation.count_tokens, methods=["POST"]),
         Route("/tokenize", endpoints.tokenize, methods=["POST"]),

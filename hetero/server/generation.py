@@ -15,7 +15,7 @@ from hetero.server.completion_form import CompletionForm
 from hetero.server.messages_answer import MessagesAnswer
 from hetero.server.messages_form import CountForm, MessagesForm
 from hetero.server.responses_answer import ResponsesAnswer
-from hetero.server.responses_form import ResponsesForm, echoed
+from hetero.server.responses_form import InputTokensForm, ResponsesForm, echoed
 from hetero.server.responses_tools import namespaces
 from hetero.server.stream_fields import StreamOptions
 
@@ -77,5 +77,12 @@ async def messages(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     call = Call(request)
     form = await call.form(CountForm)
-    ask = form.prompt(call.service.settings.limits)
-    return document({"input_tokens": len(await call.service.encoded(ask))})
+    ids = await call.service.encoded(form.unsampled(call.service.settings.limits))
+    return document({"input_tokens": len(ids)})
+
+
+async def input_tokens(request: Request) -> Response:
+    call = Call(request)
+    form = await call.form(InputTokensForm)
+    ids = await call.service.encoded(form.unsampled(call.service.settings.limits))
+    return document({"object": "response.input_tokens", "input_tokens": len(ids)})

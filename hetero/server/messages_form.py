@@ -112,7 +112,7 @@ class CountForm(Form):
     user_profile_id: Any = no_effect(ONE_USER)
     workspace_id: Any = no_effect(ONE_USER)
 
-    def prompt(self, limits: Limits) -> Ask:
+    def unsampled(self, limits: Limits) -> Ask:
         """All but the sampling."""
         layout = (self.output_config and self.output_config.format) or self.output_format
         check_count(self.messages, limits)
@@ -169,7 +169,7 @@ class MessagesForm(CountForm):
         sampling = sampled(fields, defaults, self.max_tokens, limits)
         if self.stop_sequences:
             sampling = replace(sampling, stop=stops(self.stop_sequences, limits, "stop_sequences"))
-        return replace(self.prompt(limits), sampling=sampling, progress=bool(self.return_progress))
+        return replace(self.unsampled(limits), sampling=sampling, progress=bool(self.return_progress))
 
 
 def definition(tool: Tool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ PATHS = frozenset(  # a label takes no path that a client made up
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/responses",
+        "/v1/responses/input_tokens",
         "/v1/messages",
         "/v1/messages/count_tokens",
         "/v1/models",

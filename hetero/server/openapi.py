@@ -10,7 +10,7 @@ from hetero.server.chat_form import ChatForm
 from hetero.server.completion_form import CompletionForm
 from hetero.server.fields import Form
 from hetero.server.messages_form import CountForm, MessagesForm
-from hetero.server.responses_form import ResponsesForm
+from hetero.server.responses_form import InputTokensForm, ResponsesForm
 from hetero.server.token_form import DetokenizeForm, TokenizeForm
 
 REFERENCE = "#/components/schemas/{model}"
@@ -18,6 +18,7 @@ POSTS: dict[str, tuple[type[Form], str, bool]] = {  # form, summary, whether it 
     "/v1/chat/completions": (ChatForm, "A chat's next message", True),
     "/v1/completions": (CompletionForm, "Text to go on with", True),
     "/v1/responses": (ResponsesForm, "A response, as OpenAI's newer interface has it", True),
+    "/v1/responses/input_tokens": (InputTokensForm, "How many tokens a response's prompt has", False),
     "/v1/messages": (MessagesForm, "A message, as Anthropic's interface has it", True),
     "/v1/messages/count_tokens": (CountForm, "How many tokens a message's prompt has", False),
     "/tokenize": (TokenizeForm, "Text or messages to token ids", False),

@@ -1,5 +1,6 @@
-"""The body of POST /v1/responses: OpenAI's newer interface, without anything stored between requests."""
+"""The body of POST /v1/responses, OpenAI's newer interface, and of /v1/responses/input_tokens: nothing is stored."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -49,52 +50,28 @@ class StreamOptions(Form):
     include_obfuscation: Any = no_effect("events are not padded")
 
 
-class ResponsesForm(SamplingFields):
+class PromptFields(Form):
+    """What makes the prompt."""
+
     input: str | list[Item]
     model: Name | None = None
     instructions: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_output_tokens: Tokens | None = None
-    top_logprobs: TopLogprobs | None = None
-    include: list[str] | None = Field(default=None, description=f"{LOGPROBS}; reasoning.encrypted_content: no effect.")
     reasoning: ReasoningOption | None = None
     text: TextOption | None = None
     tools: list[Tool] | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
-    metadata: dict[str, str] | None = Field(default=None, description="Sent back.")
-    prompt_cache_key: Any = no_effect(CACHED)
-    prompt_cache_options: Any = no_effect(CACHED)
-    prompt_cache_retention: Any = no_effect(KEPT)
-    safety_identifier: Any = no_effect(ONE_USER)
-    user: Any = no_effect(ONE_USER)
-    client_metadata: Any = no_effect("nothing is stored")
-    service_tier: Any = no_effect(ONE_TIER)
-    access_programs: Any = refuse(HOSTED)
-    background: Any = refuse(STORED, False)
-    background_options: Any = refuse(STORED)
-    context_management: Any = refuse("nothing is left out of a conversation", [])
     conversation: Any = refuse(STORED)
-    image: Any = refuse(TEXT_ONLY)
-    max_tool_calls: Any = refuse("the server calls no tools itself")
-    moderation: Any = refuse(HOSTED)
     previous_response_id: Any = refuse(STORED)
-    prompt: Any = refuse(STORED)
-    store: Any = refuse(STORED, False)
     truncation: Any = refuse("nothing is left out of a conversation", "disabled")
 
-    def ask(self, defaults: Sampling, limits: Limits) -> Ask:
-        check_stream(self.stream, self.stream_options)
-        for name in self.include or []:
-            if name not in (LOGPROBS, "reasoning.encrypted_content"):
-                raise bad(f"include names {name[:50]!r}", f"{LOGPROBS} is implemented", "leave it out", param="include")
+    def unsampled(self, limits: Limits) -> Ask:
+        """All but the sampling."""
         reasoning = self.reasoning.effort if self.reasoning else None
         effort = None if reasoning == "none" else reasoning
         return Ask(
-            sampling=sampled(self, defaults, self.max_output_tokens, limits),
+            sampling=Sampling(),
             messages=self._messages(limits),
-            logprobs=(self.top_logprobs or 0) if self.top_logprobs or LOGPROBS in (self.include or []) else None,
             thinking=Thinking(None if reasoning is None else reasoning != "none", effort=effort),
             tools=tools_of(self.tools or [], self.tool_choice, self.parallel_tool_calls is not False, limits),
             format=self._format(),
@@ -122,6 +99,44 @@ class ResponsesForm(SamplingFields):
         if found.schema_ is None:
             raise bad("text.format.schema is missing", "json_schema needs one", param="text.format.schema")
         return JsonFormat(found.schema_, bool(found.strict))
+
+
+class InputTokensForm(PromptFields):
+    personality: Any = refuse("the models have one style")
+
+
+class ResponsesForm(PromptFields, SamplingFields):
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_output_tokens: Tokens | None = None
+    top_logprobs: TopLogprobs | None = None
+    include: list[str] | None = Field(default=None, description=f"{LOGPROBS}; reasoning.encrypted_content: no effect.")
+    metadata: dict[str, str] | None = Field(default=None, description="Sent back.")
+    prompt_cache_key: Any = no_effect(CACHED)
+    prompt_cache_options: Any = no_effect(CACHED)
+    prompt_cache_retention: Any = no_effect(KEPT)
+    safety_identifier: Any = no_effect(ONE_USER)
+    user: Any = no_effect(ONE_USER)
+    client_metadata: Any = no_effect("nothing is stored")
+    service_tier: Any = no_effect(ONE_TIER)
+    access_programs: Any = refuse(HOSTED)
+    background: Any = refuse(STORED, False)
+    background_options: Any = refuse(STORED)
+    context_management: Any = refuse("nothing is left out of a conversation", [])
+    image: Any = refuse(TEXT_ONLY)
+    max_tool_calls: Any = refuse("the server calls no tools itself")
+    moderation: Any = refuse(HOSTED)
+    prompt: Any = refuse(STORED)
+    store: Any = refuse(STORED, False)
+
+    def ask(self, defaults: Sampling, limits: Limits) -> Ask:
+        check_stream(self.stream, self.stream_options)
+        for name in self.include or []:
+            if name not in (LOGPROBS, "reasoning.encrypted_content"):
+                raise bad(f"include names {name[:50]!r}", f"{LOGPROBS} is implemented", "leave it out", param="include")
+        sampling = sampled(self, defaults, self.max_output_tokens, limits)
+        logprobs = (self.top_logprobs or 0) if self.top_logprobs or LOGPROBS in (self.include or []) else None
+        return replace(self.unsampled(limits), sampling=sampling, logprobs=logprobs)
 
 
 def echoed(form: ResponsesForm, sampling: Sampling) -> dict[str, Any]:
