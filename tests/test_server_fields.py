@@ -122,6 +122,7 @@ def test_what_claude_code_always_sends_is_taken_and_named() -> None:
         (ChatForm, {"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
         (ChatForm, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
         (ChatForm, {"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
+        (ChatForm, {"messages": [{"role": "tool", "content": None, "tool_call_id": "c"}]}, "messages[0]"),
         (ChatForm, {"messages": [{"role": "user", "content": "x", "audio": {}}]}, "messages[0].audio"),
         (ChatForm, {"temperature": "1"}, "temperature"),
         (ChatForm, {"temperature": -1}, "temperature"),
@@ -134,10 +135,22 @@ def test_what_claude_code_always_sends_is_taken_and_named() -> None:
         (ChatForm, {"n": 0}, "n"),
         (ChatForm, {"n": 17}, "n"),
         (ChatForm, {"seed": 2**64}, "seed"),
+        (ChatForm, {"max_tokens": -2}, "max_tokens"),
+        (ChatForm, {"top_k": -2}, "top_k"),
+        (ChatForm, {"repeat_penalty": 0}, "repeat_penalty"),
+        (ChatForm, {"enable_thinking": "yes"}, "enable_thinking"),
+        (ChatForm, {"reasoning": {"effort": "extreme"}}, "reasoning.effort"),
+        (ChatForm, {"reasoning": {"exclude": True}}, "reasoning.exclude"),
+        (ChatForm, {"structured_outputs": {"regex": "a"}}, "structured_outputs.regex"),
+        (ChatForm, {"guided_json": "{}"}, "guided_json"),
+        (ChatForm, {"guided_json": {}, "response_format": {"type": "json_object"}}, "guided_json"),
+        (ChatForm, {"messages": [{"role": "assistant", "content": "I", "prefix": True}]}, "messages[0].prefix"),
+        (ChatForm, {"messages": [{"role": "assistant", "content": "I"}], "continue_final_message": True},
+         "continue_final_message"),
+        (CompletionForm, {"max_tokens": 0}, "max_tokens"),
         (ChatForm, {"top_logprobs": 3}, "top_logprobs"),
         (ChatForm, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         (ChatForm, {"stream_options": {}}, "stream_options"),
-        (ChatForm, {"stop": [""]}, "stop"),
         (ChatForm, {"stop": ["x"] * 17}, "stop"),
         (ChatForm, {"stop": "x" * 1025}, "stop"),
         (ChatForm, {"logit_bias": {"x": 1}}, "logit_bias"),
@@ -240,6 +253,36 @@ def test_sampling() -> None:
     assert ask(MessagesForm, stop_sequences=["a", "b"], temperature=1).sampling.stop == ("a", "b")
 
 
+def test_values_that_ask_for_nothing() -> None:
+    """As other servers' clients send them."""
+    for kind in (ChatForm, CompletionForm):
+        for name in ("max_tokens", "n_predict"):
+            most = ask(kind, **{name: -1}).sampling.max_tokens
+            assert most is not None and most > 1 << 30, "as many as there is room for"
+        assert ask(kind, n_predict=5).sampling.max_tokens == 5
+        assert ask(kind, max_tokens=6, n_predict=5).sampling.max_tokens == 6
+        found = ask(kind, top_k=-1, stop=["", "x"], repeat_penalty=1.25).sampling
+        assert (found.top_k, found.stop, found.repetition_penalty) == (0, ("x",), 1.25)
+        assert ask(kind, repeat_penalty=1.25, repetition_penalty=1.5).sampling.repetition_penalty == 1.5
+        assert ask(kind, stop="").sampling.stop == ()
+    assert ask(ChatForm, max_completion_tokens=-1).sampling.max_tokens == 1 << 31
+    assert ask(ChatForm, logprobs=False, top_logprobs=0).logprobs is None
+    assert ask(MessagesForm, stop_sequences=[""]).sampling.stop == ()
+
+
+def test_what_weak_servers_gave_can_be_sent_back() -> None:
+    call = {"id": "", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    told = ask(ChatForm, messages=[
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "4", "tool_call_id": ""},
+    ]).messages  # fmt: skip
+    assert told is not None
+    assert told[1] == {"role": "assistant", "content": ""}
+    assert (told[2]["tool_calls"], told[3]["tool_call_id"]) == ([call], "")
+
+
 def test_chat_becomes_messages_of_a_template() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages = [
@@ -313,6 +356,12 @@ def test_reasoning() -> None:
     assert ask(ChatForm, thinking={"type": "enabled", "budget_tokens": 5}).thinking == Thinking(True, 5)
     assert ask(ChatForm, chat_template_kwargs={"enable_thinking": False}).thinking == Thinking(False)
     assert ask(ChatForm, chat_template_kwargs={"thinking": True, "style": 1}).template == {"style": 1}
+    assert ask(ChatForm, enable_thinking=False).thinking == Thinking(False)
+    assert ask(ChatForm, reasoning={"effort": "high"}).thinking == Thinking(True, None, "high")
+    assert ask(ChatForm, reasoning={"effort": "none"}).thinking == Thinking(False)
+    assert ask(ChatForm, reasoning={"max_tokens": 7}).thinking == Thinking(True, 7)
+    assert ask(ChatForm, reasoning={"enabled": False}, enable_thinking=True).thinking == Thinking(False)
+    assert ask(ChatForm, enable_thinking=False, thinking={"type": "enabled"}).thinking == Thinking(True)
     assert ask(ResponsesForm, reasoning={"effort": "high"}).thinking == Thinking(True, None, "high")
     assert ask(MessagesForm, thinking={"type": "disabled"}).thinking == Thinking(False)
     assert ask(MessagesForm, thinking={"type": "enabled", "budget_tokens": 5}).thinking == Thinking(True, 5)
@@ -325,6 +374,15 @@ def test_formats_and_tools() -> None:
     assert ask(ChatForm, response_format=layout).format == JsonFormat(schema, strict=True)
     assert ask(ChatForm, response_format={"type": "json_object"}).format == JsonFormat()
     assert ask(ChatForm, response_format={"type": "text"}).format is None
+    for fields in (
+        {"response_format": {"type": "json_object", "schema": schema}},
+        {"response_format": {"type": "json_schema", "schema": schema}},
+        {"guided_json": schema},
+        {"json_schema": schema},
+        {"structured_outputs": {"json": schema}, "response_format": {"type": "text"}},
+    ):
+        assert ask(ChatForm, **fields).format == JsonFormat(schema), "others' names of the same"
+    assert ask(ChatForm, structured_outputs={"json_object": True}).format == JsonFormat()
     text = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
     assert ask(ResponsesForm, text=text).format == JsonFormat(schema)
     assert ask(MessagesForm, output_config={"format": {"type": "json_schema", "schema": schema}}).format == JsonFormat(

@@ -1,13 +1,13 @@
 """Messages as POST /v1/chat/completions has them, and what the chat template is told."""
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.message_parts import TextPart, check_count, text_of
-from hetero.server.reasons import CACHED, TEXT_ONLY
+from hetero.server.reasons import CACHED, NOT_GONE_ON, TEXT_ONLY
 from hetero.server.refusal import bad
 from hetero.server.settings import Limits
 
@@ -15,6 +15,9 @@ THINKING = ("thinking", "enable_thinking")  # as other servers' clients say it
 RESERVED = frozenset(
     ("self", "template", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "pad_token")
 )
+
+
+CallId = Annotated[str, StringConstraints(max_length=256)]  # empty ones are what some servers give
 
 
 class ChatPart(TextPart):
@@ -28,7 +31,7 @@ class CalledFunction(Form):
 
 
 class ToolCall(Form):
-    id: Name
+    id: CallId
     type: Literal["function"] = "function"
     function: CalledFunction
     index: Any = no_effect("the order of the list counts")
@@ -38,13 +41,14 @@ class ChatMessage(Form):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ChatPart] | None = None
     tool_calls: list[ToolCall] | None = None
-    tool_call_id: Name | None = None
+    tool_call_id: CallId | None = None
     reasoning_content: str | None = Field(default=None, description="Extension: an earlier answer's reasoning.")
     name: Any = no_effect("the models' templates have no place for a name")
     refusal: Any = no_effect("a refusal is text")
     annotations: Any = no_effect("they are not part of the text")
     audio: Any = refuse(TEXT_ONLY)
     function_call: Any = refuse("the older form of tool_calls")
+    prefix: Any = refuse(NOT_GONE_ON, False)
 
 
 def told(messages: list[ChatMessage], limits: Limits) -> tuple[dict[str, Any], ...]:
@@ -55,8 +59,8 @@ def told(messages: list[ChatMessage], limits: Limits) -> tuple[dict[str, Any], .
 
 def plain(message: ChatMessage, path: str) -> dict[str, Any]:
     found: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
-    if message.content is None and not message.tool_calls:
-        raise bad(f"{path}.content is missing", "only a message with tool_calls may go without", param=path)
+    if message.content is None and message.role != "assistant":
+        raise bad(f"{path}.content is missing", "only an assistant's message may go without", param=path)
     found["content"] = text_of(message.content)
     if message.role == "tool":
         if message.tool_call_id is None:

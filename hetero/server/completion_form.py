@@ -7,28 +7,35 @@ from pydantic import Field
 from hetero.sampler import Sampling
 from hetero.server.ask import Ask
 from hetero.server.fields import Name, no_effect, refuse
+from hetero.server.format_fields import OtherForms
 from hetero.server.reasons import ONE_USER
 from hetero.server.refusal import bad
-from hetero.server.sampling_fields import SamplingFields, Tokens, TopLogprobs, sampled
+from hetero.server.sampling_fields import OpenTokens, SamplingFields, TopLogprobs, sampled
 from hetero.server.settings import Limits
 from hetero.server.stream_fields import StreamOptions, check_stream
 
 Ids = list[Annotated[int, Field(ge=0, lt=1 << 31)]]
 DEFAULT_TOKENS = 16  # OpenAI's, where max_tokens is left out
+CHATS_ONLY = "a chat's answer has a form, a text's continuation has none"
 
 
-class CompletionForm(SamplingFields):
+class CompletionForm(SamplingFields, OtherForms):
     prompt: str | list[str] | Ids | list[Ids]
     model: Name | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Tokens | None = Field(default=None, description="16, where it is left out.")
+    max_tokens: OpenTokens | None = Field(default=None, description="16, where it is left out.")
+    n_predict: OpenTokens | None = Field(default=None, description="Extension: the same.")
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     logprobs: TopLogprobs | None = Field(default=None, description="How many alternatives are shown for each token.")
     echo: bool | None = Field(default=None, description="Begin with the prompt; not together with logprobs.")
     best_of: Annotated[int, Field(ge=1, le=128)] | None = Field(default=None, description="Only as many as n.")
     return_progress: bool | None = Field(default=None, description="Extension: chunks while the prompt is read.")
     user: Any = no_effect(ONE_USER)
+    guided_json: Any = refuse(CHATS_ONLY)
+    json_schema: Any = refuse(CHATS_ONLY)
+    response_format: Any = refuse(CHATS_ONLY, {"type": "text"})
+    structured_outputs: Any = refuse(CHATS_ONLY)
     suffix: Any = refuse("the models do not fill in between", "")
 
     def ask(self, defaults: Sampling, limits: Limits) -> Ask:
@@ -43,7 +50,7 @@ class CompletionForm(SamplingFields):
             found = f"{len(texts)} prompts, each {copies} times"
             raise bad(found, f"1 to {limits.choices} answers to a request", param="prompt")
         return Ask(
-            sampling=sampled(self, defaults, self.max_tokens or DEFAULT_TOKENS, limits),
+            sampling=sampled(self, defaults, self.max_tokens or self.n_predict or DEFAULT_TOKENS, limits),
             texts=texts,
             choices=copies,
             logprobs=self.logprobs,

@@ -10,7 +10,7 @@ from hetero.sampler import Sampling
 from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, Tools
 from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.message_parts import Part, check_count
-from hetero.server.reasons import BY_THE_MODEL, CACHED, ONE_TIER, ONE_USER, STORED
+from hetero.server.reasons import BY_THE_MODEL, CACHED, NOT_GONE_ON, ONE_TIER, ONE_USER, STORED
 from hetero.server.refusal import bad
 from hetero.server.sampling_fields import SamplingFields, Share, Temperature, Tokens, sampled, stops
 from hetero.server.settings import Limits
@@ -117,8 +117,7 @@ class CountForm(Form):
         layout = (self.output_config and self.output_config.format) or self.output_format
         check_count(self.messages, limits)
         if self.messages[-1].role == "assistant":
-            limit = "an answer that was begun is not gone on with"
-            raise bad("the last message is the assistant's", limit, "end with the user's", param="messages")
+            raise bad("the last message is the assistant's", NOT_GONE_ON, "end with the user's", param="messages")
         told = [] if self.system is None else [{"role": "system", "content": plain(self.system, "system")}]
         for at, turn in enumerate(self.messages):
             told += messages(turn, f"messages[{at}]")
