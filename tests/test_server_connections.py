@@ -1,11 +1,12 @@
 """Clients of the socket that are slow, greedy, or break off: how long the server bears with them."""
 
 import json
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -27,9 +28,9 @@ def scheduler() -> FakeScheduler:
     return FakeScheduler([])
 
 
-@pytest.fixture(scope="module")
-def server(scheduler: FakeScheduler) -> Iterator[Server]:
-    settings = ServeSettings(port=0, limits=LIMITS)
+@contextmanager
+def running(scheduler: FakeScheduler, limits: Limits = LIMITS) -> Iterator[Server]:
+    settings = ServeSettings(port=0, limits=limits)
     service = fake_service(scheduler, settings, context=10_000_000)
     listener = listening(settings)
     server = Server(service, create_app(service, settings), settings)
@@ -37,10 +38,18 @@ def server(scheduler: FakeScheduler) -> Iterator[Server]:
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield server
-    server.should_exit = True
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def server(scheduler: FakeScheduler) -> Iterator[Server]:
+    with running(scheduler) as one:
+        yield one
 
 
 @pytest.fixture
@@ -216,3 +225,26 @@ def test_a_client_that_reads_nothing(connect: Connect, server: Server, scheduler
             assert time.monotonic() < deadline
             time.sleep(0.02)
     assert b"200 OK" in answers(connect())
+
+
+def test_a_body_that_does_not_come_holds_no_drain() -> None:
+    """What runs is waited for; a request that is not complete was none yet."""
+    scheduler = FakeScheduler([None])
+    with running(scheduler, Limits(body_seconds=1000.0)) as server:
+        address = server.servers[0].sockets[0].getsockname()
+        runs, half, late = (socket.create_connection(address, PATIENCE) for _ in range(3))
+        with closing(runs), closing(half), closing(late):
+            half.sendall(post(b'{"messages": ', 1000))
+            runs.sendall(post(chat(stream=True)))
+            assert b" 200 " in runs.recv(65536)
+            server.servers[0].get_loop().call_soon_threadsafe(server._signalled, signal.SIGTERM)
+            refused = until_closed(half)
+            assert b" 503 " in refused and b'"draining"' in refused
+            late.sendall(post(b"", 1000))
+            assert b" 503 " in until_closed(late)
+            assert not server.should_exit
+            runs.close()
+            deadline = time.monotonic() + PATIENCE
+            while not server.should_exit:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)

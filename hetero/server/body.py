@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hetero.errors import Draining
 from hetero.server.refusal import Refusal, bad
 from hetero.server.settings import Limits
 from hetero.sizes import format_size
@@ -34,11 +35,15 @@ class Bodies:
     def __init__(self, limits: Limits):
         self._limits = limits
         self._held = 0
+        self._coming: set[asyncio.Timeout] = set()  # of bodies that are not complete
+        self._draining = False
 
     async def read(self, headers: Mapping[str, str], receive: Receive, apart: Apart) -> Any:
         """The parsed JSON, of a large body off the event loop.
 
-        Refusal: too large (413), too slow (408), not JSON (400 or 415)."""
+        Refusal: too large (413), too slow (408), not JSON (400 or 415). Draining: not complete before `drain`."""
+        if self._draining:
+            raise Draining
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not kind.endswith("+json"):
             found = f"the content type is {kind!r}" if kind else "there is no content type"
@@ -48,15 +53,35 @@ class Bodies:
         self._check(int(headers["content-length"]) if headers.get("content-length", "").isdecimal() else 0)
         body = bytearray()
         try:
-            await asyncio.wait_for(self._fill(body, receive), self._limits.body_seconds)
+            await self._filled(body, receive)
             if len(body) <= LARGE:
                 return parsed(bytes(body), self._limits)
             return await apart(lambda: parsed(bytes(body), self._limits))
-        except TimeoutError:
-            limit = f"{self._limits.body_seconds:g} s"
-            raise Refusal(408, f"the body did not come within {limit}", headers={"connection": "close"}) from None
         finally:
             self._held -= len(body)
+
+    def drain(self) -> None:
+        """Nobody waits for the rest of a body any more."""
+        self._draining = True
+        now = asyncio.get_running_loop().time()
+        for patience in self._coming:
+            if not patience.expired():
+                patience.reschedule(now)
+
+    async def _filled(self, body: bytearray, receive: Receive) -> None:
+        seconds = self._limits.body_seconds
+        patience = asyncio.timeout(seconds)
+        try:
+            async with patience:
+                self._coming.add(patience)
+                await self._fill(body, receive)
+        except TimeoutError:
+            if self._draining:
+                raise Draining from None
+            close = {"connection": "close"}
+            raise Refusal(408, f"the body did not come within {seconds:g} s", headers=close) from None
+        finally:
+            self._coming.discard(patience)
 
     async def _fill(self, body: bytearray, receive: Receive) -> None:
         while True:

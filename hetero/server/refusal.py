@@ -80,7 +80,8 @@ def refusal_of(error: BaseException) -> Refusal:
         headers = {"retry-after": str(max(1, round(error.retry_after)))}
         return Refusal(429, str(error), code="queue_full", headers=headers)
     if isinstance(error, Draining):
-        return Refusal(503, str(error), code="draining", headers={"retry-after": "30"})
+        headers = {"retry-after": "30", "connection": "close"}  # its body may not have come
+        return Refusal(503, str(error), code="draining", headers=headers)
     if isinstance(error, (RequestError, TemplateError, UnsupportedError)):
         return Refusal(400, str(error))
     if isinstance(error, ResourceError):

@@ -66,6 +66,7 @@ class Service:
 
     def drain(self) -> None:
         self.state = "draining"
+        self.bodies.drain()
         if self._loaded is not None:
             self._loaded.scheduler.drain()
 
