@@ -99,7 +99,7 @@ def alternate(
     """What generators return, advanced in turn, each a stage ahead of the next.
 
     Pauses behind a layer of `tokens` tokens where the next would make a piece too long; `settle` waits until all that
-    was launched is computed.
+    was launched is computed, at the end too: the next step is not to wait for it.
     """
     results: list[Any] = [None] * len(passes)
     waiting = list(range(len(passes)))
@@ -119,11 +119,13 @@ def alternate(
                     yield
                     pace.begin()
                 started = pace.clock()
+    if not pace.whole:
+        settle()
     return results
 
 
 class LastPart:
-    """What the CPU computes behind the GPU's layers: the blocks there, and the head."""
+    """What the CPU computes behind the GPU's layers, the blocks there and the head, in a pass that is one piece."""
 
     def __init__(self, model: "HybridModel"):
         self.model = model
@@ -191,14 +193,20 @@ class HybridModel(Model):
         parts = halves(step) if apart else [(slice(0, len(ids)), step)]
         chosen: list[dict[int, Array]] = [{} for _ in parts]
         passes = [
-            self.passing(x[at], (part, self.gpu.step(part)), layers, logits_at, mine)
+            self.passing(x[at], (part, self.gpu.step(part)), layers, logits_at, mine, pace.whole)
             for (at, part), mine in zip(parts, chosen, strict=True)
         ]
-        (*_, h) = yield from alternate(passes, pace, len(ids), self.gpu.wait)
+        ends = yield from alternate(passes, pace, len(ids), self.gpu.wait)
+        logits = None
+        if self.last is not None and pace.whole:
+            logits = None if logits_at is not None and not len(logits_at) else self.last.logits
+        elif self.last is not None and ends[-1] is not None:
+            for (_, part), h in zip(parts, ends, strict=True):
+                logits = yield from self.passing_on(self.on_gpu, h, None, part, layers, logits_at, pace)
+        elif ends[-1] is not None:
+            logits = self._host_logits(ends[-1])
         self._note_halves(chosen)
-        if self.last is not None and (logits_at is None or len(logits_at)):
-            return self.last.logits
-        return None if h is None else self._host_logits(h)
+        return logits
 
     def _note_halves(self, chosen: list[dict[int, Array]]) -> None:
         """What mixtures chose in the parts of a pass that has ended, by block; the last one may not have been asked."""
@@ -229,12 +237,14 @@ class HybridModel(Model):
         layers: list[Any],
         logits_at: np.ndarray | None = None,
         chosen: dict[int, Array] | None = None,
+        onward: bool = True,
     ) -> Stages:
         """Blocks; where the head is the GPU's, what it is to multiply, else None. `steps`: the same on CPU and GPU.
 
         Three stages a layer: attention; what may be the CPU's is submitted; it is collected. Of two halves in turn, one
         a stage behind the other, the CPU computes its part of one while the GPU's attention is on the other, and never
-        is one submitted before the last one was collected. `chosen` receives what mixtures choose, by block.
+        is one submitted before the last one was collected. `chosen` receives what mixtures choose, by block. Not
+        `onward`: what the CPU has behind the GPU's layers is left to the caller, who gets what they made of x.
         """
         gpu, step, eps, last, rest = self.gpu, steps[1], self.config.rms_eps, len(self.blocks) - 1, None
         for i, (block, layer) in enumerate(zip(self.blocks[: self.on_gpu], layers[: self.on_gpu], strict=True)):
@@ -260,6 +270,8 @@ class HybridModel(Model):
             yield True
         if self.last is None:
             return gpu.rms_norm(x, self.output_norm, eps, add=rest)
+        if not onward:
+            return gpu.host(x.add_(rest))
         yield False
         self.last.meeting.submit(x.add_(rest), None, None)
         yield False

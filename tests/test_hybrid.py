@@ -108,13 +108,25 @@ def test_every_arrangement_computes_the_same(name: str, load, model_file, monkey
 
 
 class AtEachLayer(Pace):
-    """Pauses wherever it may."""
+    """Pauses wherever it may on the GPU's side."""
 
     def __init__(self) -> None:
         super().__init__(1.0)
 
     def fitting(self, kind, costs):
-        return 0
+        return 0 if kind == "layer" else len(costs)
+
+
+class BehindTheGpu(Pace):
+    """Pauses where the CPU is alone, some times."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.left = 5
+
+    def fitting(self, kind, costs):
+        self.left -= kind != "layer"
+        return len(costs) if kind == "layer" or self.left < 0 else 0
 
 
 def through(phases: Iterator[None], at_pause: Callable[[], None]) -> Any:
@@ -143,21 +155,28 @@ PAUSES = {"attention, some experts": 2 * 2 + 3, "two layers, some experts": 2 * 
 
 @pytest.mark.parametrize("name", PAUSES)
 def test_steps_between_the_pieces_of_a_pass_change_nothing(name: str, load, model_file, monkeypatch) -> None:
-    """A prompt in halves, then logits of its end, while another sequence decodes; and what was chosen is the pass's."""
+    """A prompt in halves, then logits of its end, while another sequence decodes; and what was chosen is the pass's.
+
+    What the CPU has behind the GPU's layers is in pieces, too.
+    """
     monkeypatch.setattr(hetero.hybrid, "HALVES_FROM", 128)
     engine = load(model_file("tiny", "F16"), *ARRANGEMENTS[name], sequences=2)
     found: list[list[Any]] = []
-    for pace in (Pace(), AtEachLayer()):
+    for pace in (Pace(), AtEachLayer(), BehindTheGpu()):
         results, steps = read_while_decoding(engine, pace)
-        assert len(steps) == (0 if pace.whole else PAUSES[name])
+        if isinstance(pace, BehindTheGpu):
+            assert bool(steps) == (engine.model.last is not None)
+        else:
+            assert len(steps) == (0 if pace.whole else PAUSES[name])
         while len(steps) < 12:
             steps.append(engine.step([1], [IDS[len(steps)]]))
         found.append([*results, *steps, engine.scores([7])])
         engine.cache.truncate(0, 0)
         engine.cache.release(1)
     assert found[0][0] is None and len(found[0][1]) == 280 and found[0][3].shape == (3, engine.config.vocab_size)
-    for ours, theirs in zip(*found, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for whole, *others in zip(*found, strict=True):
+        for other in others:
+            np.testing.assert_array_equal(whole, other)
 
 
 def test_steps_of_several_sequences(load, model_file) -> None:
@@ -306,6 +325,7 @@ def test_halves_meet_in_turn() -> None:
         assert log[-1] == "settled" and "collect" in log[-2], "in the middle of a meeting"
         log.append("paused")
     assert ended == "ended" and log.count("paused") == 4
+    assert log[-1] == "settled", "nothing is left for the next step to wait for"
     log[:] = [line for line in log if line not in ("settled", "paused")]
     meetings = [line for line in log if "attention" not in line]
     assert meetings == [f"{name}{layer} {do}" for layer in (0, 1) for name in "ab" for do in ("submit", "collect")]
