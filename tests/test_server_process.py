@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -227,8 +228,15 @@ def test_while_it_loads_and_a_second_signal() -> None:
         assert "draining" in status_of(one.url + "/v1/chat/completions", json.dumps({"messages": CAPITAL}).encode())[1]
         os.kill(one.process.pid, signal.SIGTERM)
         assert one.process.wait(30) == 130
-        for stream in streams:
-            stream.close()
+        assert "stopping at once, in the middle of" in one.log[-1]
+        assert not any("Exception" in line or "Traceback" in line for line in one.log)
+        found = [b""] * len(streams)
+        for at, stream in enumerate(streams):
+            with stream, suppress(ConnectionResetError):
+                while part := stream.recv(65536):
+                    found[at] += part
+        assert not any(b"Internal Server Error" in one for one in found)
+        assert not all(b"[DONE]" in one for one in found)  # cut, as a client can see
 
 
 def test_a_signal_while_it_loads() -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
+from typing import NoReturn
 
 import uvicorn
 
@@ -107,8 +108,8 @@ class Server(uvicorn.Server):
         loader = threading.Thread(target=self._load, args=(path, run), name="load", daemon=True)
         self._loader = loader
         self.run(sockets=[listener])
-        if self._signals > 1 or (loader.is_alive() and self._failure is None):
-            end_at_once(STOPPED if self._signals > 1 else 0)
+        if loader.is_alive() and self._failure is None:
+            end_at_once(0)
         loader.join()
         self._service.close()
         if self._failure is not None:
@@ -159,9 +160,9 @@ class Server(uvicorn.Server):
         self._signals += 1
         name = signal.Signals(number).name
         if self._signals > 1:
-            LOGGER.warning(f"{name} again: stopping at once")
-            self.should_exit = self.force_exit = True
-            return
+            cut = counted(self._gate.answering, "request")
+            LOGGER.warning(f"{name} again: stopping at once, in the middle of {cut}")
+            end_at_once(STOPPED)  # uvicorn would cancel them, log each as a fault, and send its own words to clients
         LOGGER.info(f"{name}: draining; nothing new is taken, running answers are finished; once more stops at once")
         loading = self._service.state == "loading"
         self._service.drain()
@@ -217,7 +218,7 @@ def promises(loaded: Loaded, settings: ServeSettings) -> Iterator[str]:
     yield "an API key is needed" if settings.keys else "no API key: whoever reaches the address may use it"
 
 
-def end_at_once(status: int) -> None:
+def end_at_once(status: int) -> NoReturn:
     """Without waiting for threads that compute or read."""
     logging.shutdown()
     os._exit(status)
