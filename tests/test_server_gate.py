@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hetero.errors import KernelError, RequestError
+from hetero.errors import Draining, KernelError, RequestError, ResourceError
 from hetero.server.gate import Gate, unknown_header
 from hetero.server.record import Record, request_id
 from hetero.server.settings import Limits, ServeSettings, is_loopback, read_keys
@@ -151,6 +151,12 @@ def test_a_failure_tells_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> 
     assert status == 500 and '"type":"api_error"' in body
     status, _, body, _ = ask(ServeSettings(), error=RequestError("found", "limit", "remedy"))
     assert status == 400 and "found; limit; remedy" in body
+
+
+@pytest.mark.parametrize("error", [Draining(), ResourceError("memory is full")])
+def test_what_is_refused_for_now_has_no_traceback(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    assert ask(ServeSettings(), error=error)[0] == 503
+    assert "request failed" not in caplog.text
 
 
 def test_headers() -> None:

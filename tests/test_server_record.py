@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hetero.server.record import LOGGER, JsonFormat, Record, TextFormat
+from hetero.server.record import LOGGER, JsonFormat, Record, TextFormat, log_failure
 
 
 class Lines(logging.Handler):
@@ -63,3 +63,23 @@ def test_what_clients_make_up_is_cut_and_told_apart(lines: Lines) -> None:
     assert " GET /v1/models/a%20b 200 " in lines.text[1]
     Record("req_3", "GET", "", "127.0.0.1", status=404).log()  # of "GET ?a HTTP/1.1"
     assert " 404 " in lines.text[2]
+
+
+def test_what_is_refused_for_now_is_no_fault(lines: Lines) -> None:
+    for status, level in ((200, "info"), (429, "info"), (500, "error"), (503, "warning")):
+        Record("req_1", "GET", "/v1/models", "127.0.0.1", status=status).log()
+        assert json.loads(lines.json[-1])["level"] == level
+
+
+def test_where_something_failed_is_logged_and_nothing_of_what_was_sent(lines: Lines) -> None:
+    sent = "secret of a prompt"
+    try:
+        raise ValueError(sent)
+    except ValueError as error:
+        log_failure(error, "req_1")
+        LOGGER.error(f"Exception in an application\n{sent}", exc_info=error)  # as uvicorn and asyncio log
+    for at, message in enumerate(("request failed: ValueError", "Exception in an application: ValueError")):
+        document = json.loads(lines.json[at])
+        assert document["message"] == message and "test_server_record.py" in document["traceback"]
+        assert f" error   {message}" in lines.text[at] and "\n  File " in lines.text[at]
+        assert "secret" not in lines.text[at] + lines.json[at]

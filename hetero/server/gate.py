@@ -74,7 +74,7 @@ class Gate:
     async def _failed(self, error: Exception, record: Record, reply: "Reply") -> None:
         refusal = unrouted(error, record) if isinstance(error, HTTPException) else refusal_of(error)
         record.error = refusal.code or type(error).__name__
-        if refusal.status >= 500 and refusal is not error:
+        if refusal.status == 500:
             log_failure(error, record.id)
         if reply.begun:
             record.status = refusal.status  # for the log; the client has had its 200

@@ -55,9 +55,14 @@ class Record:
             shown[name] = given[:most] + "..." * (len(given) > most)
         path = quote(shown["path"], AS_SENT, errors="backslashreplace")
         line = f"{quote(shown['method'])} {path} {self.status} {self.seconds:.3f} s"
-        quiet = self.path in POLLED and (self.status < 400 or self.path == "/health")
-        level = logging.DEBUG if quiet else logging.ERROR if self.status >= 500 else logging.INFO
-        LOGGER.log(level, line, extra={"fields": shown})
+        LOGGER.log(self._level(), line, extra={"fields": shown})
+
+    def _level(self) -> int:
+        if self.path in POLLED and (self.status < 400 or self.path == "/health"):
+            return logging.DEBUG
+        if self.status == 500:
+            return logging.ERROR
+        return logging.WARNING if self.status > 500 else logging.INFO  # not now: nothing is broken
 
 
 def request_id(given: str | None) -> str:
@@ -67,32 +72,49 @@ def request_id(given: str | None) -> str:
 
 class TextFormat(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        fields = dict(getattr(record, "fields", {}))
+        message, fields = told(record)
         for name in ("method", "path", "status", "seconds", "client"):
             fields.pop(name, None)
         trace = fields.pop("traceback", "")
-        told = " ".join(f"{name}={shown(value)}" for name, value in fields.items())
-        line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():<7} {record.getMessage()} {told}"
+        more = " ".join(f"{name}={shown(value)}" for name, value in fields.items())
+        line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():<7} {message} {more}"
         return "\n".join(escaped(part) for part in [line.rstrip(), *trace.splitlines()])
 
 
 class JsonFormat(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        document: dict[str, Any] = {
+        message, fields = told(record)
+        document = {
             "time": round(record.created, 3),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
+            "message": message,
+            **fields,
         }
         return json.dumps(document, default=str)
 
 
 def log_failure(error: BaseException, id: str) -> None:
-    """Type and place of what went wrong; the message only of our own errors, another's may quote what a client sent."""
-    message = f"{type(error).__name__}: {error}" if isinstance(error, HeteroError) else type(error).__name__
-    trace = "".join(traceback.format_tb(error.__traceback__))
-    LOGGER.error(f"request failed: {message}", extra={"fields": {"id": id, "traceback": trace}})
+    """Type and place of what went wrong."""
+    LOGGER.error(f"request failed: {named(error)}", extra={"fields": {"id": id, "traceback": places(error)}})
+
+
+def named(error: BaseException) -> str:
+    """With the message only of our own errors: another's may quote what a client sent."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, HeteroError) else type(error).__name__
+
+
+def places(error: BaseException) -> str:
+    return "".join(traceback.format_tb(error.__traceback__))
+
+
+def told(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
+    """Message and fields; an exception of uvicorn's or asyncio's comes beside the message, whose line 2 quotes it."""
+    message, fields = record.getMessage().strip(), dict(getattr(record, "fields", {}))
+    if record.exc_info and (error := record.exc_info[1]) is not None:
+        first = message.partition("\n")[0]
+        message, fields["traceback"] = f"{first}: {named(error)}", places(error)
+    return message, fields
 
 
 def shown(value: Any) -> str:
@@ -113,7 +135,11 @@ def log_to_stderr(form: Literal["text", "json"]) -> None:
     """uvicorn's own messages too: they say what was wrong with a connection."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormat() if form == "json" else TextFormat())
-    for name, level in (("hetero.server", logging.INFO), ("uvicorn.error", logging.WARNING)):
+    for name, level in (
+        ("hetero.server", logging.INFO),
+        ("uvicorn.error", logging.WARNING),
+        ("asyncio", logging.WARNING),
+    ):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
