@@ -1,6 +1,5 @@
 """The body of POST /v1/messages, Anthropic's interface, and of /v1/messages/count_tokens."""
 
-import json
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -9,7 +8,8 @@ from pydantic import Discriminator, Field, Tag
 from hetero.sampler import Sampling
 from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, Tools
 from hetero.server.fields import Form, Name, no_effect, refuse
-from hetero.server.message_parts import Part, check_count
+from hetero.server.message_parts import check_count
+from hetero.server.messages_blocks import Block, Turn, plain, told
 from hetero.server.reasons import BY_THE_MODEL, CACHED, NOT_GONE_ON, ONE_TIER, ONE_USER, STORED
 from hetero.server.refusal import bad
 from hetero.server.sampling_fields import SamplingFields, Share, Temperature, Tokens, sampled, stops
@@ -17,31 +17,6 @@ from hetero.server.settings import Limits
 from hetero.server.tool_fields import STRICT, OtherTool, offered
 
 UNBILLED = "nobody is billed"
-
-
-class Block(Part):
-    """A part of a message."""
-
-    type: Literal["text", "thinking", "redacted_thinking", "tool_use", "tool_result"]
-    text: str | None = None
-    thinking: str | None = None
-    id: Name | None = None
-    name: Name | None = None
-    input: dict[str, Any] | None = None
-    tool_use_id: Name | None = None
-    content: "str | list[Block] | None" = None
-    is_error: bool | None = None
-    signature: Any = no_effect("reasoning is not signed")
-    data: Any = no_effect("redacted reasoning cannot be read")
-    cache_control: Any = no_effect(CACHED)
-    caller: Any = no_effect("every tool is called by the model itself")
-    citations: Any = refuse("there are no citations", [])
-    toolset_name: Any = refuse("there are no toolsets")
-
-
-class Turn(Form):
-    role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
 
 
 class Tool(Form):
@@ -118,12 +93,10 @@ class CountForm(Form):
         check_count(self.messages, limits)
         if self.messages[-1].role == "assistant":
             raise bad("the last message is the assistant's", NOT_GONE_ON, "end with the user's", param="messages")
-        told = [] if self.system is None else [{"role": "system", "content": plain(self.system, "system")}]
-        for at, turn in enumerate(self.messages):
-            told += messages(turn, f"messages[{at}]")
+        system = [] if self.system is None else [{"role": "system", "content": plain(self.system, "system")}]
         return Ask(
             sampling=Sampling(),
-            messages=tuple(told),
+            messages=(*system, *told(self.messages)),
             thinking=self._thinking(),
             tools=self._tools(limits),
             format=JsonFormat(layout.schema_) if layout else None,
@@ -178,57 +151,3 @@ def definition(tool: Tool) -> dict[str, Any]:
     if tool.strict is not None:
         found["strict"] = tool.strict
     return found
-
-
-def plain(content: str | list[Block] | None, path: str) -> str:
-    """Text and nothing else."""
-    if not isinstance(content, list):
-        return content or ""
-    for at, block in enumerate(content):
-        if block.type != "text":
-            raise bad(f"{path}[{at}].type is {block.type!r}", "only text may stand here", param=f"{path}[{at}].type")
-    return "".join(block.needed("text", f"{path}[{at}]") for at, block in enumerate(content))
-
-
-def messages(turn: Turn, path: str) -> list[dict[str, Any]]:
-    """One turn as chat templates take it: a tool's results are messages of their own."""
-    if isinstance(turn.content, str) or turn.role == "system":
-        return [{"role": turn.role, "content": plain(turn.content, f"{path}.content")}]
-    return assistants(turn.content, path) if turn.role == "assistant" else users(turn.content, path)
-
-
-def users(blocks: list[Block], path: str) -> list[dict[str, Any]]:
-    told: list[dict[str, Any]] = []
-    for at, block in enumerate(blocks):
-        where = f"{path}.content[{at}]"
-        if block.type == "tool_result":
-            content = plain(block.content, f"{where}.content")
-            id = block.needed("tool_use_id", where)
-            told.append(
-                {"role": "tool", "tool_call_id": id, "content": f"Error: {content}" if block.is_error else content}
-            )
-        elif block.type != "text":
-            limit = "text and tool_result may stand in a user's message"
-            raise bad(f"{where}.type is {block.type!r}", limit, param=f"{where}.type")
-        elif told and told[-1]["role"] == "user":
-            told[-1]["content"] += block.needed("text", where)
-        else:
-            told.append({"role": "user", "content": block.needed("text", where)})
-    return told
-
-
-def assistants(blocks: list[Block], path: str) -> list[dict[str, Any]]:
-    found: dict[str, Any] = {"role": "assistant", "content": ""}
-    for at, block in enumerate(blocks):
-        where = f"{path}.content[{at}]"
-        if block.type == "text":
-            found["content"] += block.needed("text", where)
-        elif block.type == "thinking":
-            found["reasoning_content"] = found.get("reasoning_content", "") + block.needed("thinking", where)
-        elif block.type == "tool_use":
-            called = {"name": block.needed("name", where), "arguments": json.dumps(block.needed("input", where))}
-            call = {"id": block.needed("id", where), "type": "function", "function": called}
-            found.setdefault("tool_calls", []).append(call)
-        elif block.type == "tool_result":
-            raise bad(f"{where}.type is 'tool_result'", "results stand in a user's message", param=f"{where}.type")
-    return [found]

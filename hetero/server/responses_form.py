@@ -10,7 +10,7 @@ from hetero.server.ask import Ask, Effort, JsonFormat, Thinking
 from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.reasons import CACHED, HOSTED, KEPT, NO_VERBOSITY, ONE_TIER, ONE_USER, STORED, TEXT_ONLY
 from hetero.server.refusal import bad
-from hetero.server.responses_items import Item, tell
+from hetero.server.responses_items import Item, told
 from hetero.server.responses_tools import Choice, NamedChoice, Tool, shown, tools_of
 from hetero.server.sampling_fields import (
     SamplingFields,
@@ -78,17 +78,13 @@ class PromptFields(Form):
         )
 
     def _messages(self, limits: Limits) -> tuple[dict[str, Any], ...]:
-        told: list[dict[str, Any]] = []
-        if self.instructions is not None:
-            told.append({"role": "system", "content": self.instructions})
+        system = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
         items = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         if not items:
             raise bad("input is empty", "at least one item is needed", param="input")
         if len(items) > limits.messages:
             raise bad(f"input has {len(items):,} items", f"at most {limits.messages:,}", param="input")
-        for at, item in enumerate(items):
-            tell(item, f"input[{at}]", told)
-        return tuple(message for message in told if message["role"] != "assistant" or len(message) > 1)
+        return (*system, *told(items))
 
     def _format(self) -> JsonFormat | None:
         found = self.text.format if self.text else None

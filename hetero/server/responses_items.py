@@ -1,6 +1,7 @@
 """Items of the conversation that POST /v1/responses goes on with, and what the chat template is told of them."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from hetero.server.fields import Name, no_effect
@@ -47,28 +48,36 @@ class Item(Part):
     caller: Any = no_effect("every tool is called by the model itself")
 
 
-def tell(item: Item, path: str, told: list[dict[str, Any]]) -> None:
-    """Adds an item; what the assistant thought, said and called in a row is one message of a chat template."""
+def told(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """As chat templates take them; what the assistant thought, said and called in a row is one message."""
+    messages: list[dict[str, Any]] = []
+    for at, item in enumerate(items):
+        tell(item, f"input[{at}]", messages)
+    return messages
+
+
+def tell(item: Item, path: str, messages: list[dict[str, Any]]) -> None:
+    """Adds an item."""
     if item.type == "message":
         role = "system" if item.role == "developer" else item.needed("role", path)
         content = text_of(item.needed("content", path))
         if role != "assistant":
-            told.append({"role": role, "content": content})
+            messages.append({"role": role, "content": content})
         else:
-            message = assistants(told)
+            message = assistants(messages)
             message["content"] = message.get("content", "") + content
     elif item.type == "reasoning":
         if thought := text_of(item.content):
-            message = assistants(told)
+            message = assistants(messages)
             message["reasoning_content"] = message.get("reasoning_content", "") + thought
     elif item.type in ("function_call", "custom_tool_call", "local_shell_call"):
         call = {"id": item.needed("call_id", path), "type": "function", "function": called(item, path)}
-        message = assistants(told)
+        message = assistants(messages)
         message.setdefault("content", "")
         message.setdefault("tool_calls", []).append(call)
     elif item.type in ("function_call_output", "custom_tool_call_output", "local_shell_call_output"):
         content = text_of(item.needed("output", path))
-        told.append({"role": "tool", "tool_call_id": item.needed("call_id", path), "content": content})
+        messages.append({"role": "tool", "tool_call_id": item.needed("call_id", path), "content": content})
     else:
         raise no_item(item.type, path)
 
@@ -92,7 +101,8 @@ def no_item(kind: str, path: str) -> Refusal:
     return bad(found, limit, param=param)
 
 
-def assistants(told: list[dict[str, Any]]) -> dict[str, Any]:
-    if not told or told[-1]["role"] != "assistant":
-        told.append({"role": "assistant"})
-    return told[-1]
+def assistants(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last message, where it is the assistant's; otherwise a new one."""
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant"})
+    return messages[-1]
