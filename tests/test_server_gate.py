@@ -130,6 +130,16 @@ def test_pages_of_other_sites() -> None:
     )
 
 
+def test_programs_made_of_pages() -> None:
+    listed = ("app://obsidian.md", "vscode-webview://*", "null", "file://")
+    for origin in ("app://obsidian.md", "vscode-webview://1a2b3c", "null", "file://"):
+        assert ask(ServeSettings(), origin=origin)[0] == 403
+        status, told, _, _ = ask(ServeSettings(cors_origins=listed), origin=origin)
+        assert (status, told["access-control-allow-origin"]) == (200, origin)
+    for origin in ("app://other", "vscode-file://vscode-app", "http://obsidian.md", "vscode-webview", ""):
+        assert ask(ServeSettings(cors_origins=listed), origin=origin)[0] == 403
+
+
 def test_preflight() -> None:
     settings = ServeSettings(cors_origins=("http://localhost:3000",), keys=(KEY,))
     asked = {"access_control_request_method": "POST", "access_control_request_headers": "authorization, content-type"}
@@ -185,6 +195,11 @@ def test_unknown_fields_in_a_header() -> None:
         {"max_token_gap": 0.0},
         {"max_token_gap": float("nan")},
         {"cors_origins": ("localhost",)},
+        {"max_token_gap": 500.0},
+        {"cors_origins": ("http://*",)},
+        {"cors_origins": ("https://*",)},
+        {"cors_origins": ("app://a/b",)},
+        {"cors_origins": ("javascript:alert(1)",)},
         {"cors_origins": ("http://a/b",)},
         {"allowed_hosts": ("a/b",)},
         {"keys": ("short",)},
@@ -203,7 +218,21 @@ def test_settings_that_are_refused(changes: dict[str, Any]) -> None:
     assert caught.value.limit and caught.value.remedy
 
 
+def test_settings_are_named_as_they_were_given() -> None:
+    for changes, said in (
+        ({"max_token_gap": 500.0}, "--max-token-gap 500; it is in seconds, .*; for 500 ms say 0.5"),
+        ({"port": 70_000}, "--port 70000"),
+        ({"queue": -1}, "--queue -1"),
+        ({"cors_origins": ("localhost",)}, "--cors-origin 'localhost'"),
+        ({"allowed_hosts": ("a/b",)}, "--allowed-host 'a/b'"),
+        ({"keys": ("short",)}, "--api-key-file .* HETERO_API_KEY, has 5 characters"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            ServeSettings(**changes)  # type: ignore[arg-type]
+
+
 def test_settings_that_are_taken() -> None:
+    ServeSettings(max_token_gap=60.0)
     ServeSettings(host="0.0.0.0", insecure=True)
     ServeSettings(host="::1")
     assert ServeSettings(host="::", keys=(KEY,)).shown_host == "[::]"

@@ -135,7 +135,10 @@ class Gate:
             raise Refusal(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
     def _allowed(self, origin: str | None) -> bool:
-        return origin is not None and ("*" in self._settings.cors_origins or origin in self._settings.cors_origins)
+        if origin is None:
+            return False
+        scheme = "".join(origin.partition("://")[:2])
+        return not {"*", origin, f"{scheme}*"}.isdisjoint(self._settings.cors_origins)
 
     def _cors(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         if not self._settings.cors_origins:

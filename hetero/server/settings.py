@@ -14,7 +14,10 @@ from hetero.sampler import Sampling
 
 KEY_VARIABLE = "HETERO_API_KEY"
 KEY = re.compile(r"[\x21-\x7e]{8,512}")
-ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-_\[\]:]+")
+# Of pages; of programs that are made of pages, as app://obsidian.md; of all whose scheme is such a program's own, as
+# vscode-webview://*, where each window has another; and of files.
+ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-_\[\]:]+|(?!https?:)[a-z][a-z0-9+.\-]*://(\*|[A-Za-z0-9.\-_\[\]:]*)|null")
+LONGEST_GAP = 60  # seconds; who says 500 means milliseconds
 HOST = re.compile(r"[A-Za-z0-9.\-_:]+")
 
 
@@ -64,23 +67,25 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise RequestError(f"port {self.port}", "ports are 0 to 65535, 0 takes a free one", "the default is 8000")
+            raise RequestError(f"--port {self.port}", "ports are 0 to 65535, 0 takes a free one", "the default is 8000")
         if self.queue < 0:
-            raise RequestError(f"queue {self.queue}", "at least 0 requests wait", "the default is 64")
-        if self.max_token_gap is not None and not 0 < self.max_token_gap < 3600:
-            raise RequestError(
-                f"max_token_gap {self.max_token_gap:g} s", "above 0, at most an hour", "the default fits"
-            )
+            raise RequestError(f"--queue {self.queue}", "at least 0 requests wait", "the default is 64")
+        if self.max_token_gap is not None and not 0 < self.max_token_gap <= LONGEST_GAP:
+            found = f"--max-token-gap {self.max_token_gap:g}"
+            limit = f"it is in seconds, above 0 and at most {LONGEST_GAP}"
+            milliseconds = f"for {self.max_token_gap:g} ms say {self.max_token_gap / 1000:g}"
+            raise RequestError(found, limit, milliseconds if self.max_token_gap > 0 else "without it the default fits")
         for origin in self.cors_origins:
             if origin != "*" and not ORIGIN.fullmatch(origin):
-                raise RequestError(f"cors-origin {origin!r}", "scheme://host[:port], or *", "as http://localhost:3000")
+                remedy = "as http://localhost:3000 or app://obsidian.md, without a path"
+                raise RequestError(f"--cors-origin {origin!r}", "scheme://host[:port], null, or *", remedy)
         for host in self.allowed_hosts:
             if not HOST.fullmatch(host):
-                raise RequestError(f"allowed-host {host!r}", "a name or an address, without port", "as myhost.lan")
+                raise RequestError(f"--allowed-host {host!r}", "a name or an address, without port", "as myhost.lan")
         for key in self.keys:
             if not KEY.fullmatch(key):
                 raise RequestError(
-                    f"an API key of {len(key)} characters",
+                    f"an API key, of --api-key-file or the environment's {KEY_VARIABLE}, has {len(key)} characters",
                     "8 to 512 characters, printable ASCII without spaces",
                     "make one with: openssl rand -hex 32",
                 )
