@@ -22,7 +22,7 @@ from hetero.server.constraints import Vocabulary, constraint_for
 from hetero.server.grammar import Calls, Schema
 from hetero.server.loaded import Loaded
 from hetero.server.prompts import prepare, prompts_of
-from hetero.server.reasoning import EFFORTS, ENDING, ReasoningBudget, bounded, budget_of
+from hetero.server.reasoning import EFFORTS, ReasoningBudget, bounded, budget_of
 from hetero.server.tool_calls import CallArguments, CallStarted, ToolCallParser
 from hetero.template import ChatTemplate
 from hetero.tokenizer import Tokenizer
@@ -219,7 +219,7 @@ def answered(loaded: Loaded, ask: Ask) -> tuple[str, str, Choice]:
     ],
 )
 def test_no_reasoning_from_a_template_that_opens_it(loaded: Loaded, asked: dict[str, Any]) -> None:
-    """The marks are closed at once, the answer is that of a model that thought nothing, and no thought is counted."""
+    """The prompt closes it, the answer is that of a model that thought nothing, and no thought is counted."""
     r1 = replace(loaded, template=ChatTemplate(OPENS, loaded.tokenizer))
     sampling = Sampling(temperature=0.0, max_tokens=120)
     ask = Ask(sampling, QUESTION, thinking=Thinking(False), **asked)
@@ -230,11 +230,26 @@ def test_no_reasoning_from_a_template_that_opens_it(loaded: Loaded, asked: dict[
         assert isinstance(json.loads(text), dict)
     if asked:
         return
-    prompt = prompts_of(ask, r1)[0]
-    assert prompt.opens_thinking and loaded.tokenizer.decode(prompt.ids).endswith("<think>\n")
-    closed = Ask(sampling, texts=((*prompt.ids, *loaded.tokenizer.encode(ENDING, special=True)),))
-    assert text == answered(loaded, closed)[1].lstrip("\n")
+    (prompt,) = prompts_of(ask, r1)
+    asked_for = "What is the capital of France?<｜Assistant｜><think>\n\n</think>\n\n"
+    assert prompt.opens_thinking is False and loaded.tokenizer.decode(prompt.ids).endswith(asked_for)
+    assert text == answered(loaded, Ask(sampling, texts=(tuple(prompt.ids),)))[1]
+    assert choice.usage.generated_tokens == len(loaded.tokenizer.encode(text)), "nothing was spent on reasoning"
     assert len(answered(r1, Ask(sampling, QUESTION))[0]) > 20, "unasked it does think"
+
+
+def test_no_reasoning_that_the_model_begins_by_itself(loaded: Loaded) -> None:
+    """Its marks are closed as soon as it opens them."""
+    older = replace(loaded, template=ChatTemplate(OPENS.replace("<think>\n", ""), loaded.tokenizer))
+    ask = Ask(Sampling(temperature=0.0, max_tokens=60), QUESTION, thinking=Thinking(False))
+    (prepared,) = prepare(ask, older)
+    constraint = prepared.constraint and prepared.constraint()
+    assert constraint is not None and constraint.mask() is None
+    constraint.accept(loaded.tokenizer.encode("<think>", special=True)[0])
+    assert loaded.tokenizer.decode(forced(constraint)) == "\n</think>\n\n"
+    thoughts, text, choice = answered(older, ask)
+    assert (thoughts, choice.usage.reasoning_tokens) == ("", 0) and text
+    assert prepare(ask, loaded)[0].constraint is None, "its template closes it"
 
 
 def test_what_is_told_where_a_budget_cuts(loaded: Loaded) -> None:

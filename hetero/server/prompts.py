@@ -12,7 +12,7 @@ from hetero.server.ask import Ask
 from hetero.server.constraints import constraint_for, thinking_ids
 from hetero.server.grammar import ANY_OBJECT, Calls, Schema
 from hetero.server.loaded import Loaded
-from hetero.server.reasoning import bounded, budget_of
+from hetero.server.reasoning import bounded, budget_of, closed
 from hetero.server.refusal import bad, too_long
 from hetero.tool_format import ToolFormat
 
@@ -46,7 +46,8 @@ def prompts_of(ask: Ask, loaded: Loaded) -> list[Prompt]:
     rendered = loaded.template.render(ask.messages, thinking=ask.thinking.wanted, **extra)
     check_length(rendered, loaded)
     ids = loaded.template.encode(ask.messages, thinking=ask.thinking.wanted, **extra)
-    return [Prompt(ids, loaded.template.opens_thinking(rendered))]
+    prompt = Prompt(ids, loaded.template.opens_thinking(rendered))
+    return [closed(loaded.tokenizer, prompt) if ask.thinking.wanted is False else prompt]
 
 
 def check_length(text: str, loaded: Loaded) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 from hetero.continuation import Constraint
 from hetero.generate import Prompt
 from hetero.server.ask import Effort, Thinking
-from hetero.server.constraints import Vocabulary, thinking_ids
+from hetero.server.constraints import Vocabulary, one_token, thinking_ids
 from hetero.thinking import CLOSE
+from hetero.tokenizer import Tokenizer
 
 # Tokens that an effort stands for; None: no bound. R1 takes about 800 for a riddle and 8,000 to 20,000 for a problem of
 # a mathematics olympiad; what is not there in time, the model answers with what it has.
@@ -22,6 +23,7 @@ EFFORTS: dict[Effort, int | None] = {
     "max": None,
 }
 ENDING = f"\n{CLOSE}\n\n"  # as R1 ends its thoughts
+NOTHING = f"\n\n{CLOSE}\n\n"  # as it thinks nothing, behind `<think>`
 HALF_CHARACTER = 3  # tokens that a character which the bound cut in two may still take
 State = Literal["start", "thinking", "cut off", "answer"]
 
@@ -87,13 +89,23 @@ class ReasoningBudget:
 def budget_of(thinking: Thinking) -> int | None:
     """What was asked for in tokens, else what the effort stands for; None: no bound.
 
-    None at all where it is not wanted: a template may open `<think>` all the same, and a model may.
+    None at all where it is not wanted, in case that the model begins with it by itself.
     """
     if thinking.wanted is False:
         return 0
     if thinking.budget is not None:
         return thinking.budget
     return EFFORTS[thinking.effort] if thinking.effort is not None else None
+
+
+def closed(tokenizer: Tokenizer, prompt: Prompt) -> Prompt:
+    """Where a template opens `<think>` unasked, the prompt that goes on to its end: no token of the answer is spent."""
+    if not prompt.opens_thinking or one_token(tokenizer, CLOSE) is None:
+        return prompt
+    ids = [*prompt.ids]
+    while tokenizer.decode(ids[-1:]) == "\n":
+        ids.pop()
+    return Prompt([*ids, *tokenizer.encode(NOTHING, special=True)], opens_thinking=False)
 
 
 def bounded(
