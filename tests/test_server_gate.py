@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from hetero.errors import Draining, KernelError, RequestError, ResourceError
+from hetero.errors import Draining, KernelError, RequestError, ResourceError, TemplateError
 from hetero.server.gate import Gate, unknown_header
 from hetero.server.record import Record, request_id
+from hetero.server.refusal import Refusal
 from hetero.server.settings import Limits, ServeSettings, is_loopback, read_keys
 
 KEY = "correct-horse-battery"
@@ -95,6 +96,11 @@ def test_host_of_a_server_that_others_reach() -> None:
         ({"authorization": f"bearer   {KEY} "}, 200),
         ({"x_api_key": KEY}, 200),
         ({"x_api_key": "another-good-key"}, 200),
+        ({"api_key": KEY}, 200),
+        ({"authorization": "Bearer of-another-service", "x_api_key": KEY}, 200),
+        ({"authorization": f"Bearer {KEY}", "x_api_key": "of-another-service"}, 200),
+        ({"authorization": "Basic dTpw", "x_api_key": KEY}, 200),  # of a proxy between
+        ({"authorization": "Bearer wrong", "x_api_key": "wrong"}, 401),
         ({}, 401),
         ({"authorization": KEY}, 401),
         ({"authorization": f"Basic {KEY}"}, 401),
@@ -112,6 +118,36 @@ def test_key(headers: dict[str, str], status: int) -> None:
         assert found == status
         assert status == 200 or (told["www-authenticate"] == "Bearer" and KEY not in body)
     assert ask(settings, "/health")[0] == ask(settings, "/")[0] == 200
+
+
+def test_what_is_wrong_with_a_key_is_said() -> None:
+    settings = ServeSettings(keys=(KEY,))
+    for headers, said in (
+        ({}, "an API key is needed: Authorization: Bearer KEY"),
+        ({"authorization": KEY}, "with the word Bearer"),
+        ({"authorization": f"Basic {KEY}"}, "with the word Bearer"),
+        ({"authorization": "Bearer wrong"}, "the API key is wrong"),
+        ({"authorization": KEY, "x_api_key": "wrong"}, "the API key is wrong"),
+    ):
+        assert said in ask(settings, **headers)[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Refusal(400, "secret", code="unsupported_field", param="store"), ("unsupported_field", "store")),
+        (Refusal(400, "secret", param="messages[0].content"), ("invalid_request_error", "messages[0].content")),
+        (Refusal(415, "secret"), ("invalid_request_error", "")),
+        (Refusal(503, "secret"), ("api_error", "")),
+        (TemplateError("secret"), ("TemplateError", "")),
+        (ValueError("secret"), ("internal", "")),
+    ],
+)
+def test_why_a_request_was_refused_is_logged(
+    error: Exception, said: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    record = ask(ServeSettings(), error=error)[3]
+    assert (record.error, record.param) == said and "secret" not in caplog.text
 
 
 def test_pages_of_other_sites() -> None:

@@ -61,8 +61,14 @@ def test_what_clients_make_up_is_cut_and_told_apart(lines: Lines) -> None:
     assert len(document["path"]) == 203 and len(document["method"]) == 23 and document["unknown"] == names
     Record("req_2", "GET", "/v1/models/a%20b", "127.0.0.1", status=200).log()
     assert " GET /v1/models/a%20b 200 " in lines.text[1]
+    Record("req_4", "POST", "/v1/responses", "127.0.0.1", status=400, error="unsupported_field", param="store").log()
+    assert (
+        lines.text[2].endswith("error=unsupported_field param=store") and json.loads(lines.json[2])["param"] == "store"
+    )
+    Record("req_5", "POST", "/v1/responses", "127.0.0.1", status=400, param="logit_bias.a error=b" + "c" * 100).log()
+    assert 'param="logit_bias.a error=bccc' in lines.text[3] and lines.text[3].endswith('..."')
     Record("req_3", "GET", "", "127.0.0.1", status=404).log()  # of "GET ?a HTTP/1.1"
-    assert " 404 " in lines.text[2]
+    assert " 404 " in lines.text[-1]
 
 
 def test_what_is_refused_for_now_is_no_fault(lines: Lines) -> None:

@@ -26,6 +26,7 @@ ANTHROPIC = "/v1/messages"
 RECORD = "hetero.record"  # in a request's scope
 LEFT = 499  # for the log and the metrics, as nginx has it: nobody was there to be answered
 OPEN_PATHS = ("/health",)  # and the page's files: without them nobody could type a key
+KEY_HEADERS = ("x-api-key", "api-key")  # Anthropic's clients, Azure's
 HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 ALLOWED_METHODS = b"GET, POST, OPTIONS"
 ASKED = re.compile(r"[A-Za-z0-9\-, ]{0,1000}")
@@ -73,7 +74,8 @@ class Gate:
 
     async def _failed(self, error: Exception, record: Record, reply: "Reply") -> None:
         refusal = unrouted(error, record) if isinstance(error, HTTPException) else refusal_of(error)
-        record.error = refusal.code or type(error).__name__
+        record.error = refusal.code or (refusal.kind if isinstance(error, Refusal) else type(error).__name__)
+        record.param = refusal.param or ""
         if refusal.status == 500:
             log_failure(error, record.id)
         if reply.begun:
@@ -128,10 +130,14 @@ class Gate:
         if not self._digests:
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        found = digest(given)
-        if not any([hmac.compare_digest(found, one) for one in self._digests]):  # a list: each is compared
-            message = "the API key is wrong" if given else "an API key is needed: Authorization: Bearer KEY"
+        bearer = scheme.lower() == "bearer"
+        given = [*([token.strip()] if bearer else []), *(headers.get(name, "") for name in KEY_HEADERS)]
+        found = [digest(one) for one in given if one]
+        # Lists: each is compared. A client may send a key of another service's beside this one's.
+        if not any([hmac.compare_digest(one, mine) for one in found for mine in self._digests]):
+            message = "the API key is wrong" if found else "an API key is needed: Authorization: Bearer KEY"
+            if scheme and not bearer and not found:
+                message = "the header Authorization has no key: it says Authorization: Bearer KEY, with the word Bearer"
             raise Refusal(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
     def _allowed(self, origin: str | None) -> bool:

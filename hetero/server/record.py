@@ -16,7 +16,7 @@ from hetero.errors import HeteroError
 LOGGER = logging.getLogger("hetero.server")
 POLLED = ("/health", "/metrics", "/panel")  # asked again and again: not worth a line each
 ID = re.compile(r"[A-Za-z0-9_\-.:]{1,64}")
-LONGEST = {"path": 200, "method": 20}  # characters that are logged
+LONGEST = {"path": 200, "method": 20, "param": 64}  # characters that are logged
 AS_SENT = "/:@!$&'()*+,;=~%[]"  # characters of a path that a line can hold
 
 
@@ -36,7 +36,8 @@ class Record:
     finish: list[str] = field(default_factory=list)  # how each choice ended
     unknown: list[str] = field(default_factory=list)  # fields of the body that nobody knows
     ended: Literal["", "disconnected", "stalled"] = ""  # by the client, before the answer was complete
-    error: str = ""
+    error: str = ""  # a refusal's code, or what kind of error it was
+    param: str = ""  # the field that was wrong
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.started
@@ -52,9 +53,10 @@ class Record:
             shown["first_token_seconds"] = round(self.first_token_seconds, 4)
         for name, most in LONGEST.items():
             given = getattr(self, name)
-            shown[name] = given[:most] + "..." * (len(given) > most)
-        path = quote(shown["path"], AS_SENT, errors="backslashreplace")
-        line = f"{quote(shown['method'])} {path} {self.status} {self.seconds:.3f} s"
+            if len(given) > most:
+                shown[name] = given[:most] + "..."
+        path = quote(shown.get("path", ""), AS_SENT, errors="backslashreplace")
+        line = f"{quote(shown.get('method', ''))} {path} {self.status} {self.seconds:.3f} s"
         LOGGER.log(self._level(), line, extra={"fields": shown})
 
     def _level(self) -> int:
@@ -76,6 +78,8 @@ class TextFormat(logging.Formatter):
         for name in ("method", "path", "status", "seconds", "client"):
             fields.pop(name, None)
         trace = fields.pop("traceback", "")
+        if "param" in fields:
+            fields["param"] = name_or_quoted(fields["param"])
         more = " ".join(f"{name}={shown(value)}" for name, value in fields.items())
         line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():<7} {message} {more}"
         return "\n".join(escaped(part) for part in [line.rstrip(), *trace.splitlines()])

@@ -45,14 +45,21 @@ class Refusal(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
         self.headers = headers or {}
 
+    @property
+    def kind(self) -> str:
+        """In OpenAI's words."""
+        return OPENAI_TYPES.get(self.status, self._fallback)
+
+    @property
+    def _fallback(self) -> str:
+        return "invalid_request_error" if self.status < 500 else "api_error"
+
     def document(self, path: str, request_id: str) -> dict[str, Any]:
         """As the interface that `path` belongs to writes it."""
-        fallback = "invalid_request_error" if self.status < 500 else "api_error"
         if is_anthropic(path):
-            error = {"type": ANTHROPIC_TYPES.get(self.status, fallback), "message": self.message}
+            error = {"type": ANTHROPIC_TYPES.get(self.status, self._fallback), "message": self.message}
             return {"type": "error", "error": error, "request_id": request_id}
-        kind = OPENAI_TYPES.get(self.status, fallback)
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 def is_anthropic(path: str) -> bool:
