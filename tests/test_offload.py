@@ -208,6 +208,8 @@ class Played:
         """From now on."""
         flags = self.bells.flags
         self.bells.patience = flags.patience = flags.watch.patience = seconds
+        with flags.watch._changed:  # it sleeps for as long as it was to wait for the last launch
+            flags.watch._changed.notify()
 
     def assert_unusable(self, match: str) -> None:
         """And the GPU is at rest."""
