@@ -141,8 +141,22 @@ def test_a_process_that_dies_is_followed_by_another() -> None:
     assert found["facts"]["gpu"]["name"] == "fake"
 
 
-def test_a_section_that_hangs_is_ended() -> None:
-    found = gpu.run_section("x", {}, 10.0, [sys.executable, "-c", CHILD, "hang"])  # two starts of Python take some
+def time_is_over_at(line: bytes, patch: pytest.MonkeyPatch) -> None:
+    """As sections see it, once a process has said that."""
+    ahead, take = [0.0], gpu._take
+
+    def taken(said: bytes, *more: Any) -> str | None:
+        if said.strip() == line:
+            ahead[0] = 3600.0
+        return take(said, *more)
+
+    patch.setattr(gpu, "_take", taken)
+    patch.setattr(gpu, "monotonic", lambda: monotonic() + ahead[0])
+
+
+def test_a_section_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    time_is_over_at(b'{"begin": "d"}', monkeypatch)
+    found = gpu.run_section("x", {}, 600.0, [sys.executable, "-c", CHILD, "hang"])
     assert [row["case"] for row in found["rows"]] == ["a", "c"] and found["cut"]
     assert [one["case"] for one in found["failed"]] == ["b", "d"]
 
@@ -164,8 +178,9 @@ child.wait()
 """
 
 
-def test_what_a_section_has_started_ends_with_it() -> None:
-    found = gpu.run_section("x", {}, 6.0, [sys.executable, "-c", GRANDCHILD])
+def test_what_a_section_has_started_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    time_is_over_at(b"7", monkeypatch)
+    found = gpu.run_section("x", {}, 600.0, [sys.executable, "-c", GRANDCHILD])
     assert found["cut"] and found["rows"]
     until = monotonic() + 10
     while running(found["rows"][0]["pid"]) and monotonic() < until:
