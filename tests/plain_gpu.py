@@ -7,9 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import gpu_kernels
 from gpu_kernels import twins
+from gpu_kernels.formats.format import Planes
+from gpu_kernels.matrix import Matrix
 from hetero import gpu_machine
 from hetero.config import ModelConfig
 from hetero.gguf import open_gguf
@@ -32,11 +35,36 @@ def machine_with_gpu(machine: Machine) -> Machine:
     return gpu_machine._described(machine, CARD, 24 * GIB)
 
 
+class DequantizedOnce:
+    """`Matrix.dequantized` keeps what it has found, until another model is loaded: twins spend most of their time in
+    it, and weights stay."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int, int | None], tuple[Planes, torch.Tensor]] = {}  # planes: so that they stay
+
+    def patch(self, patch: pytest.MonkeyPatch) -> None:
+        dequantize = Matrix.dequantized
+
+        def dequantized(w: Matrix, first: int = 0, last: int | None = None) -> torch.Tensor:
+            key = w.planes.codes.data_ptr(), first, last
+            if key not in self._found:
+                self._found[key] = w.planes, dequantize(w, first, last)
+            return self._found[key][1]
+
+        patch.setattr(Matrix, "dequantized", dequantized)
+
+    def open_side(self) -> GpuSide:
+        self._found.clear()
+        return plain_side()
+
+
 def pretend(patch: pytest.MonkeyPatch) -> None:
     """From now on `hetero.load` finds a GPU."""
+    weights = DequantizedOnce()
+    weights.patch(patch)
     patch.setattr("hetero.planning.gpu_problem", lambda: None)
     patch.setattr("hetero.planning.with_gpu", machine_with_gpu)
-    patch.setattr("hetero.gpu_loading.open_side", plain_side)
+    patch.setattr("hetero.gpu_loading.open_side", weights.open_side)
 
 
 def placed(
