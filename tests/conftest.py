@@ -30,6 +30,18 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def brief_machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("machines")
+
+
+@pytest.fixture
+def brief_probe(brief_machines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.brief_probe import shorten
+
+    shorten(monkeypatch, brief_machines)
+
+
+@pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
     """model_file("tiny", "Q4_K", kv_b_split=False) -> path of that file, of the first one with split_tensors=N"""
     directory = tmp_path_factory.mktemp("models")

@@ -30,6 +30,7 @@ from hetero.sampler import Sampling
 from hetero.terminal import Screen
 from placement import Machine, Memory, Predictor
 
+pytestmark = pytest.mark.usefixtures("brief_probe")
 DEMO = str(demo.path())
 KEYS = {
     "model", "machine", "threads", "prompt_tokens", "generated_tokens", "depth", "prefill_tokens_per_second",

@@ -321,6 +321,7 @@ def test_inspect_command(run: Run, model_file: Callable[..., Path]) -> None:
     assert "routed experts" in out
 
 
+@pytest.mark.usefixtures("brief_probe")
 def test_bench_command(run: Run) -> None:
     flags = ["--prompt", "20", "--generate", "3", "--depth", "5", "--repeat", "1", "--threads", "1"]
     status, out, err = run("bench", "demo", "--json", *flags)

@@ -44,6 +44,9 @@ SMALL = Dimensions(
 GB = 10**9
 
 
+pytestmark = pytest.mark.usefixtures("brief_probe")
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model like the presets' that a test has time for."""
