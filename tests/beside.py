@@ -21,6 +21,8 @@ MODULES = (
     "test_machines",  # uses few kernels: the session compiles meanwhile what the others need
     "test_hybrid",
     "test_quantized_forward",
+    "test_rehearsal",
+    "test_synthetic",
     "test_forward",
     "test_placement_edited",
     "test_graph",
@@ -29,12 +31,16 @@ MODULES = (
     "test_placement_properties",
     "test_gpu_memory",
     "test_recorded",
+    "test_tokenizer",
+    "test_scratch",
+    "test_nodes",
     "test_phases",
     "test_hostile_documents",
     "test_linear",
     "test_oracles",
     "test_presets",
     "test_program",
+    "test_gpu_compile",  # last: its cases are compiled meanwhile (tests/ahead.py)
 )
 _NICER = 10  # the session's tests come first
 _RUN = pytest.StashKey[Apart]()
