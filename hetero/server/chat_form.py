@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag
 
 from hetero.sampler import Sampling
 from hetero.server.ask import Ask, ToolChoice, Tools
-from hetero.server.chat_messages import ChatMessage, template_variables, told
+from hetero.server.chat_messages import ChatMessage, template_messages, template_variables
 from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.format_fields import FormatFields
 from hetero.server.reasons import CACHED, HOSTED, KEPT, NO_VERBOSITY, NOT_GONE_ON, ONE_TIER, ONE_USER, TEXT_ONLY
@@ -103,7 +103,7 @@ class ChatForm(SamplingFields, FormatFields, ThinkingFields):
             raise bad(f"n is {copies}", f"at most {limits.choices}", param="n")
         return Ask(
             sampling=sampled(self, defaults, most, limits),
-            messages=told(self.messages, limits),
+            messages=template_messages(self.messages, limits),
             choices=copies,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             progress=bool(self.return_progress),

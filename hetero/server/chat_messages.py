@@ -15,8 +15,6 @@ THINKING = ("thinking", "enable_thinking")  # as other servers' clients say it
 RESERVED = frozenset(
     ("self", "template", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "pad_token")
 )
-
-
 CallId = Annotated[str, StringConstraints(max_length=256)]  # empty ones are what some servers give
 
 
@@ -51,13 +49,13 @@ class ChatMessage(Form):
     prefix: Any = refuse(NOT_GONE_ON, False)
 
 
-def told(messages: list[ChatMessage], limits: Limits) -> tuple[dict[str, Any], ...]:
+def template_messages(messages: list[ChatMessage], limits: Limits) -> tuple[dict[str, Any], ...]:
     """As chat templates take them."""
     check_count(messages, limits)
-    return tuple(plain(message, f"messages[{at}]") for at, message in enumerate(messages))
+    return tuple(template_message(message, f"messages[{at}]") for at, message in enumerate(messages))
 
 
-def plain(message: ChatMessage, path: str) -> dict[str, Any]:
+def template_message(message: ChatMessage, path: str) -> dict[str, Any]:
     found: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
     if message.content is None and message.role != "assistant":
         raise bad(f"{path}.content is missing", "only an assistant's message may go without", param=path)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from hetero.sampler import Sampling
 from hetero.server.ask import Ask
 from hetero.server.call import Call, document
-from hetero.server.chat_messages import template_variables, told
+from hetero.server.chat_messages import template_messages, template_variables
 from hetero.server.metrics import CONTENT_TYPE, Metrics
 from hetero.server.openapi import openapi
 from hetero.server.panel import panel
@@ -50,7 +50,7 @@ async def tokenize(request: Request) -> Response:
         )
     loaded, content = call.service.loaded, form.content
     if form.messages is not None:
-        messages = told(form.messages, call.service.settings.limits)
+        messages = template_messages(form.messages, call.service.settings.limits)
         ask = Ask(Sampling(), messages, template=template_variables(form.chat_template_kwargs or {}))
         ids = await call.service.encoded(ask)
     else:

@@ -34,12 +34,12 @@ class Turn(Form):
     content: str | list[Block]
 
 
-def told(turns: list[Turn]) -> list[dict[str, Any]]:
+def template_messages(turns: list[Turn]) -> list[dict[str, Any]]:
     """As chat templates take them."""
-    return [message for at, turn in enumerate(turns) for message in told_turn(turn, f"messages[{at}]")]
+    return [message for at, turn in enumerate(turns) for message in of_turn(turn, f"messages[{at}]")]
 
 
-def told_turn(turn: Turn, path: str) -> list[dict[str, Any]]:
+def of_turn(turn: Turn, path: str) -> list[dict[str, Any]]:
     """A tool's results are messages of their own."""
     if isinstance(turn.content, str) or turn.role == "system":
         return [{"role": turn.role, "content": plain(turn.content, f"{path}.content")}]

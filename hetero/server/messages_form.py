@@ -9,7 +9,7 @@ from hetero.sampler import Sampling
 from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, Tools
 from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.message_parts import check_count
-from hetero.server.messages_blocks import Block, Turn, plain, told
+from hetero.server.messages_blocks import Block, Turn, plain, template_messages
 from hetero.server.reasons import BY_THE_MODEL, CACHED, NOT_GONE_ON, ONE_TIER, ONE_USER, STORED
 from hetero.server.refusal import bad
 from hetero.server.sampling_fields import SamplingFields, Share, Temperature, Tokens, sampled, stops
@@ -96,7 +96,7 @@ class CountForm(Form):
         system = [] if self.system is None else [{"role": "system", "content": plain(self.system, "system")}]
         return Ask(
             sampling=Sampling(),
-            messages=(*system, *told(self.messages)),
+            messages=(*system, *template_messages(self.messages)),
             thinking=self._thinking(),
             tools=self._tools(limits),
             format=JsonFormat(layout.schema_) if layout else None,

@@ -7,29 +7,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from hetero.scheduler import Snapshot
+from hetero.server.openapi import GETS, POSTS
 from hetero.server.record import Record
 from hetero.server.service import Service
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
-PATHS = frozenset(  # a label takes no path that a client made up
-    [
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/responses/input_tokens",
-        "/v1/messages",
-        "/v1/messages/count_tokens",
-        "/v1/models",
-        "/tokenize",
-        "/detokenize",
-        "/health",
-        "/metrics",
-        "/panel",
-        "/openapi.json",
-        "/",
-    ]
-)
+PATHS = frozenset({*POSTS, *GETS, "/"})  # a label takes no path that a client made up
 
 
 class Metrics:

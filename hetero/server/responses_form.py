@@ -10,7 +10,7 @@ from hetero.server.ask import Ask, Effort, JsonFormat, Thinking
 from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.reasons import CACHED, HOSTED, KEPT, NO_VERBOSITY, ONE_TIER, ONE_USER, STORED, TEXT_ONLY
 from hetero.server.refusal import bad
-from hetero.server.responses_items import Item, told
+from hetero.server.responses_items import Item, template_messages
 from hetero.server.responses_tools import Choice, NamedChoice, Tool, shown, tools_of
 from hetero.server.sampling_fields import (
     SamplingFields,
@@ -84,7 +84,7 @@ class PromptFields(Form):
             raise bad("input is empty", "at least one item is needed", param="input")
         if len(items) > limits.messages:
             raise bad(f"input has {len(items):,} items", f"at most {limits.messages:,}", param="input")
-        return (*system, *told(items))
+        return (*system, *template_messages(items))
 
     def _format(self) -> JsonFormat | None:
         found = self.text.format if self.text else None

@@ -48,15 +48,15 @@ class Item(Part):
     caller: Any = no_effect("every tool is called by the model itself")
 
 
-def told(items: Sequence[Item]) -> list[dict[str, Any]]:
+def template_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
     """As chat templates take them; what the assistant thought, said and called in a row is one message."""
     messages: list[dict[str, Any]] = []
     for at, item in enumerate(items):
-        tell(item, f"input[{at}]", messages)
+        add(item, f"input[{at}]", messages)
     return messages
 
 
-def tell(item: Item, path: str, messages: list[dict[str, Any]]) -> None:
+def add(item: Item, path: str, messages: list[dict[str, Any]]) -> None:
     """Adds an item."""
     if item.type == "message":
         role = "system" if item.role == "developer" else item.needed("role", path)

@@ -80,7 +80,7 @@ class EventStream(Response):
     async def _step(self, send: Send) -> None:
         try:
             deltas = await self._exchange.next(self._limits.keep_alive_seconds)
-            parts = [part for index, delta in deltas or [] for part in self._answer.push(index, told(delta))]
+            parts = [part for index, delta in deltas or [] for part in self._answer.push(index, checked(delta))]
         except Gone:
             raise
         except Exception as error:
@@ -108,11 +108,12 @@ async def collected(exchange: Exchange, receive: Receive) -> list[tuple[int, Del
     found: list[tuple[int, Delta]] = []
     async with watched(exchange, receive):
         while not exchange.finished:
-            found += [(index, told(delta)) for index, delta in await exchange.next() or []]
+            found += [(index, checked(delta)) for index, delta in await exchange.next() or []]
     return found
 
 
-def told(delta: Delta) -> Delta:
+def checked(delta: Delta) -> Delta:
+    """Raises what the model failed with."""
     if isinstance(delta, Failed):
         raise delta.error
     return delta
