@@ -203,7 +203,7 @@ def test_a_prompt_beyond_the_context(client: Anthropic) -> None:
         ({"extra_body": {"top_p": 2}}, "top_p"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "type"),
         ({"container": "c"}, "container"),
-        ({"stop_sequences": [""]}, "stop_sequences"),
+        ({"stop_sequences": ["x" * 2000]}, "stop_sequences"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -19,7 +19,7 @@ from tests.served import Served
 KEY = "a-key-of-tests"
 FRANCE = "What is the capital of France?"
 ITALY = "What is the capital of Italy?"
-ONCE = "Once upon a time"  # goes on for ever
+ONCE = "Once upon a time"  # goes on for ever, at temperature 0
 MODEL: Any = "demo"
 
 
@@ -496,7 +496,9 @@ def test_too_many_at_once(client: OpenAI, own_answers: OwnAnswers) -> None:
     try:
         with pytest.raises(openai.RateLimitError) as failed:
             for _ in range(12):
-                streams.append(client.completions.create(model=MODEL, prompt=ONCE, max_tokens=900, stream=True))
+                streams.append(
+                    client.completions.create(model=MODEL, prompt=ONCE, temperature=0, max_tokens=900, stream=True)
+                )
         assert failed.value.code == "queue_full" and len(streams) >= 4
         assert 1 <= int(failed.value.response.headers["retry-after"]) <= 60
     except BaseException:
@@ -515,7 +517,7 @@ def test_too_many_at_once(client: OpenAI, own_answers: OwnAnswers) -> None:
 def test_a_client_that_loses_patience(client: OpenAI, demo_server: Served, own_answers: OwnAnswers) -> None:
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.3).completions.create(
-            model=MODEL, prompt=ONCE, max_tokens=900, extra_headers={"x-request-id": "impatient"}
+            model=MODEL, prompt=ONCE, temperature=0, max_tokens=900, extra_headers={"x-request-id": "impatient"}
         )
     assert "ended=disconnected" in demo_server.logged("id=impatient")
     answer = client.chat.completions.create(model=MODEL, messages=asked(FRANCE), temperature=0)
@@ -529,12 +531,12 @@ def test_a_stream_that_is_closed_ends_its_sequence(client: OpenAI, demo_server: 
 
     async def leave() -> None:
         async with asynchronous(demo_server) as client:
-            stream = await client.completions.create(prompt=ONCE, max_tokens=900, **options)
+            stream = await client.completions.create(prompt=ONCE, temperature=0, max_tokens=900, **options)
             await anext(stream)
             await stream.close()
 
     if kind == "sync":
-        with client.completions.create(prompt=ONCE, max_tokens=900, **options) as stream:
+        with client.completions.create(prompt=ONCE, temperature=0, max_tokens=900, **options) as stream:
             next(stream)
     elif kind == "async":
         asyncio.run(leave())
