@@ -1,5 +1,6 @@
 """Fields of requests: every one that the real clients know is taken, has no effect, or is refused by its name."""
 
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import anthropic.types
 import anthropic.types.beta
 import openai.types
+import openai.types.chat.chat_completion_content_part_param
 import openai.types.chat.completion_create_params
 import openai.types.responses.input_token_count_params
 import openai.types.responses.response_create_params
+import openai.types.responses.response_input_content_param
 import openai.types.responses.response_input_item_param
 import pytest
 from pydantic import ValidationError
@@ -406,7 +409,8 @@ def test_formats_and_tools() -> None:
 
 def kinds(union: Any) -> set[str]:
     """The types of tools that a real client knows."""
-    hints = [typing.get_type_hints(tool).get("type") for tool in typing.get_args(union)]
+    known = [one for one in typing.get_args(union) if hasattr(one, "__total__")]
+    hints = [typing.get_type_hints(one).get("type") for one in known]
     return {kind for hint in hints for kind in ([hint] if isinstance(hint, str) else literals(hint))} - {None}
 
 
@@ -524,6 +528,65 @@ def test_each_item_of_the_real_client_is_taken_or_refused_by_name() -> None:
     for kind in known - {"message", "reasoning"}:
         found = refused(ResponsesForm, input=[{"type": kind}])
         assert found.code == "unsupported_field" or "is missing" in found.message, kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "union", "taken"),
+    [
+        (ChatForm, openai.types.chat.chat_completion_content_part_param.ChatCompletionContentPartParam, {"text"}),
+        (ResponsesForm, openai.types.responses.response_input_content_param.ResponseInputContentParam, {"input_text"}),
+        (MessagesForm, anthropic.types.ContentBlockParam, {"text", "tool_use", "tool_result"}),
+        (MessagesForm, anthropic.types.beta.BetaContentBlockParam, {"text", "tool_use", "tool_result"}),
+    ],
+)
+def test_each_part_of_the_real_client_is_taken_or_refused_by_name(kind: Any, union: Any, taken: set[str]) -> None:
+    known = kinds(union) - taken - {"thinking", "redacted_thinking"}
+    assert len(known) > 1
+    for one in known:
+        message = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": one}]}
+        name = "input" if kind is ResponsesForm else "messages"
+        found = refused(kind, **{name: [message]})
+        assert (found.param, found.code) == (f"{name}[0].content[1].type", "unsupported_field")
+        text_only = {"image_url", "input_audio", "file", "input_image", "input_file", "image", "document"}
+        assert one not in text_only or "the model reads text only" in found.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"store": True}, "store is true; not implemented: nothing is stored; leave it out, or say false"),
+        ({"functions": [{"name": "x", "y": None}]}, 'functions is [{"name": "x", "y": null}]; not implemented: '),
+        ({"model": ""}, "model is ''; it must be a string of at least 1 character"),
+        ({"model": "\ud800"}, "model is '\\ud800'; it must be Unicode text, which has no lone surrogates"),
+        ({"\ud800": 1}, "a name in the body has a lone surrogate; names are Unicode text"),
+        ({"logprobs": 1}, "logprobs is 1; it must be true or false"),
+        ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1 or -1"),
+        ({"top_p": 2}, "top_p is 2; it must be at most 1"),
+        ({"stop": 5}, "stop is 5; it must be a string or a list"),
+        ({"logit_bias": []}, "logit_bias is []; it must be an object"),
+        ({"tools": [5]}, "tools[0] is 5; it must be an object"),
+        ({"tool_choice": True}, "tool_choice is true; it must be 'none', 'auto' or 'required'"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function is missing; it is required"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools[0].function is missing; it is required"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]},
+         "tools[0].function.name is 'a b'; it must be 1 to 64 letters, digits or any of _ - ."),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_the_words_of_json(fields: dict[str, Any], said: str) -> None:
+    assert refused(ChatForm, **fields).message.startswith(said)
+
+
+def test_no_complaint_names_a_class_or_pydantic_s_forms() -> None:
+    """Of any field with any value of a wrong type."""
+    for kind in KNOWN:
+        for name in kind.model_fields:
+            for value in (5, -5, 0.5, "x", "", True, [], [5], [[]], {}, {"type": "x"}, [{"type": "x"}], [{}]):
+                try:
+                    ask(kind, **{name: value}) if kind is not CountForm else kind.read(SAID[kind] | {name: value})
+                except Refusal as found:
+                    inside = r"Input|valid |dictionary|instance|constrained|literal\[|True|False|None"
+                    assert not re.search(inside, found.message), found.message
+                    assert found.param is None or re.fullmatch(r"[a-z_\[\]0-9.]+", found.param)
 
 
 @pytest.mark.parametrize("field", ["messages", "tools", "stop"])

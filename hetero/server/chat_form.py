@@ -50,10 +50,10 @@ class NamedChoice(Form):
 
 
 Tool = Annotated[
-    Annotated[FunctionTool, Tag("function")] | Annotated[OtherTool, Tag("other")], Discriminator(tool_kind)
+    Annotated[FunctionTool, Tag("a function")] | Annotated[OtherTool, Tag("another")], Discriminator(tool_kind)
 ]
 Choice = Annotated[
-    Annotated[Word, Tag("word")] | Annotated[NamedChoice, Tag("function")] | Annotated[OtherChoice, Tag("other")],
+    Annotated[Word, Tag("a word")] | Annotated[NamedChoice, Tag("a function")] | Annotated[OtherChoice, Tag("another")],
     Discriminator(choice_kind),
 ]
 

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from hetero.server.fields import Form, Name, no_effect, refuse
+from hetero.server.fields import Form, Name, OneOf, no_effect, refuse
 from hetero.server.message_parts import TextPart, check_count, text_of
-from hetero.server.reasons import CACHED, NOT_GONE_ON, TEXT_ONLY
+from hetero.server.reasons import CACHED, NOT_GONE_ON, READS_TEXT, TEXT_ONLY
 from hetero.server.refusal import bad
 from hetero.server.settings import Limits
 
@@ -17,9 +17,11 @@ RESERVED = frozenset(
 )
 CallId = Annotated[str, StringConstraints(max_length=256)]  # empty ones are what some servers give
 
+OTHER_PARTS = ("image_url", "input_audio", "file", "video_url", "audio_url")
+
 
 class ChatPart(TextPart):
-    type: Literal["text", "refusal"]
+    type: Annotated[str, OneOf(("text", "refusal"), dict.fromkeys(OTHER_PARTS, READS_TEXT))]
     prompt_cache_breakpoint: Any = no_effect(CACHED)
 
 

@@ -5,19 +5,51 @@ declares is taken as unknown, reported, and has no effect.
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from hetero.server.refusal import Refusal, bad
-from placement.document import short
+from hetero.server.complaint import refused, shown
+from hetero.server.refusal import bad
 
 INDEX = re.compile(r"\[\d+\]")
 Support = Literal["taken", "no effect", "refused"]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """Of a part's type: `taken`, or known, and refused for a reason."""
+
+    taken: tuple[str, ...]
+    refused: Mapping[str, str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(schema) | {"enum": list(self.taken)}
+
+    def checked(self, kind: str) -> str:
+        if kind in self.refused:
+            raise PydanticCustomError("unsupported", "{why}", {"why": self.refused[kind]})
+        if kind not in self.taken:
+            names = [f"'{name}'" for name in self.taken]
+            raise ValueError(f"it must be {' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}")
+        return kind
 
 
 def stop_early(schema: Any) -> None:
@@ -47,7 +79,7 @@ class Form(BaseModel):
     def read(cls, document: Any) -> Self:
         """Refusal (400) that names the field, what was found and what is allowed."""
         if not isinstance(document, dict):
-            raise bad(f"the body is {short(document)}", "it must be a JSON object")
+            raise bad(f"the body is {shown(document)}", "it must be a JSON object")
         try:
             return cls.model_validate(document)
         except ValidationError as error:
@@ -109,43 +141,8 @@ def check_refused(form: Form) -> None:
             neutral = extra.get("x-neutral", []) if isinstance(extra, dict) else []
             assert isinstance(neutral, list), "written above"
             if not any(type(value) is type(one) and value == one for one in neutral):
-                allowed = " or ".join(short(one) for one in neutral)
-                found = f"{path}{name} is {short(value)}"
+                allowed = " or ".join(shown(one) for one in neutral)
+                found = f"{path}{name} is {shown(value)}"
                 limit = (field.description or "").removeprefix("Refused: ").removesuffix(".")
                 remedy = "leave it out" + (f", or say {allowed}" if allowed else "")
                 raise bad(found, f"not implemented: {limit}", remedy, param=f"{path}{name}", code="unsupported_field")
-
-
-def refused(error: ValidationError, document: Any) -> Refusal:
-    """The most specific of the complaints: of a value that may have several forms, that of the form it came closest."""
-    found = [(located(one["loc"], document), one) for one in error.errors(include_url=False, include_context=False)]
-    (path, value), one = max(found, key=lambda item: len(item[0][0]))
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-    if one["type"] == "missing":
-        return bad(f"{param} is missing", "it is required", param=param)
-    limit = one["msg"].replace("Input should be", "it must be").replace("Value error, ", "")
-    if one["type"] == "union_tag_invalid":
-        limit = limit.replace("Input tag", "the type")
-    others = [other for (where, _), other in found if where == path and other is not one]
-    if one["type"] != "value_error" and others:
-        limits = [limit, *(other["msg"].replace("Input should be", "it must be") for other in others)]
-        limit = " or ".join(dict.fromkeys(limits)).replace(" or it must be", " or")
-    return bad(f"{param or 'the body'} is {short(value)}", limit, param=param or None)
-
-
-def located(location: tuple[int | str, ...], document: Any) -> tuple[list[int | str], Any]:
-    """The part of `location` that is a path in the document (names of alternatives lie between), and what is there."""
-    path: list[int | str] = []
-    for at, part in enumerate(location):
-        if isinstance(part, int):
-            if not isinstance(document, list) or part >= len(document):
-                continue
-            document = document[part]
-        elif not isinstance(document, dict):
-            continue
-        elif part in document:
-            document = document[part]
-        elif at < len(location) - 1:
-            continue
-        path.append(part)
-    return path, document

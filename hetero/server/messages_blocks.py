@@ -1,18 +1,29 @@
 """Messages of blocks, as POST /v1/messages has them, and what the chat template is told of them."""
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from hetero.server.fields import Form, Name, no_effect, refuse
+from hetero.server.fields import Form, Name, OneOf, no_effect, refuse
 from hetero.server.message_parts import Part
-from hetero.server.reasons import CACHED
+from hetero.server.reasons import CACHED, READS_TEXT
 from hetero.server.refusal import bad
+
+TAKEN = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
+OTHERS = dict.fromkeys(("image", "document", "search_result", "container_upload"), READS_TEXT) | dict.fromkeys(
+    (
+        *("advisor_tool_result", "bash_code_execution_tool_result", "browser_state", "code_execution_tool_result"),
+        *("compaction", "fallback", "mcp_tool_listing", "mcp_tool_result", "mcp_tool_use", "server_tool_use"),
+        *("text_editor_code_execution_tool_result", "tool_addition", "tool_reference", "tool_removal"),
+        *("tool_search_tool_result", "web_fetch_tool_result", "web_search_tool_result"),
+    ),
+    "it belongs to Anthropic's own service",
+)
 
 
 class Block(Part):
     """A part of a message."""
 
-    type: Literal["text", "thinking", "redacted_thinking", "tool_use", "tool_result"]
+    type: Annotated[str, OneOf(TAKEN, OTHERS)]
     text: str | None = None
     thinking: str | None = None
     id: Name | None = None

@@ -10,7 +10,7 @@ from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, Tools
 from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.message_parts import check_count
 from hetero.server.messages_blocks import Block, Turn, plain, template_messages
-from hetero.server.reasons import BY_THE_MODEL, CACHED, NOT_GONE_ON, ONE_TIER, ONE_USER, STORED
+from hetero.server.reasons import BY_THE_MODEL, CACHED, NO_TOOLS, NOT_GONE_ON, ONE_TIER, ONE_USER, STORED
 from hetero.server.refusal import bad
 from hetero.server.sampling_fields import SamplingFields, Share, Temperature, Tokens, sampled, stops
 from hetero.server.settings import Limits
@@ -34,10 +34,10 @@ class Tool(Form):
 
 def tool_kind(tool: Any) -> str:
     kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
-    return "custom" if kind in (None, "custom") else "other"
+    return "a function" if kind in (None, "custom") else "another"
 
 
-AnyTool = Annotated[Annotated[Tool, Tag("custom")] | Annotated[OtherTool, Tag("other")], Discriminator(tool_kind)]
+AnyTool = Annotated[Annotated[Tool, Tag("a function")] | Annotated[OtherTool, Tag("another")], Discriminator(tool_kind)]
 
 
 class ToolChoice(Form):
@@ -79,7 +79,7 @@ class CountForm(Form):
     output_format: OutputFormat | None = Field(default=None, description="The older name of output_config.format.")
     context_management: Any = no_effect("nothing is left out of a conversation", reported=True)
     compaction: Any = refuse("conversations are not summarized")
-    mcp_servers: Any = refuse("the server runs no tools itself", [])
+    mcp_servers: Any = refuse(NO_TOOLS, [])
     betas: Any = no_effect("no field's meaning depends on them")
     billing_policy: Any = no_effect(UNBILLED)
     cache_control: Any = no_effect(CACHED)

@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from hetero.server.fields import Name, no_effect
+from hetero.server.fields import Name, OneOf, no_effect
 from hetero.server.message_parts import Part, TextPart, text_of
-from hetero.server.reasons import CACHED, STORED
-from hetero.server.refusal import Refusal, bad
+from hetero.server.reasons import CACHED, READS_TEXT, STORED
 from hetero.server.responses_tools import flat
-from placement.document import short
 
 KEPT_THERE = ("compaction", "compaction_trigger", "configuration_update", "item_reference")
 RUN_THERE = (
@@ -18,10 +16,17 @@ RUN_THERE = (
     *("mcp_approval_response", "mcp_call", "mcp_list_tools", "program", "program_output", "shell_call"),
     *("shell_call_output", "tool_search_call", "tool_search_output", "web_search_call"),
 )
+TAKEN = (
+    *("message", "reasoning", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output"),
+    *("local_shell_call", "local_shell_call_output"),
+)
+OTHERS = dict.fromkeys(KEPT_THERE, STORED) | dict.fromkeys(RUN_THERE, "this tool cannot be had here")
+TEXTS = ("input_text", "output_text", "reasoning_text", "summary_text", "refusal", "text")
+OTHER_PARTS = ("input_image", "input_file", "input_audio", "computer_screenshot", "encrypted_content")
 
 
 class ItemPart(TextPart):
-    type: Literal["input_text", "output_text", "reasoning_text", "summary_text", "refusal", "text"]
+    type: Annotated[str, OneOf(TEXTS, dict.fromkeys(OTHER_PARTS, READS_TEXT))]
     annotations: Any = no_effect("they are not part of the text")
     logprobs: Any = no_effect("they are not part of the text")
     prompt_cache_breakpoint: Any = no_effect(CACHED)
@@ -30,7 +35,7 @@ class ItemPart(TextPart):
 class Item(Part):
     """A part of the conversation."""
 
-    type: str = "message"
+    type: Annotated[str, OneOf(TAKEN, OTHERS)] = "message"
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: str | list[ItemPart] | None = None
     call_id: Name | None = None
@@ -75,11 +80,9 @@ def add(item: Item, path: str, messages: list[dict[str, Any]]) -> None:
         message = assistants(messages)
         message.setdefault("content", "")
         message.setdefault("tool_calls", []).append(call)
-    elif item.type in ("function_call_output", "custom_tool_call_output", "local_shell_call_output"):
+    else:  # an output
         content = text_of(item.needed("output", path))
         messages.append({"role": "tool", "tool_call_id": item.needed("call_id", path), "content": content})
-    else:
-        raise no_item(item.type, path)
 
 
 def called(item: Item, path: str) -> dict[str, str]:
@@ -90,15 +93,6 @@ def called(item: Item, path: str) -> dict[str, str]:
     if item.type == "custom_tool_call":
         return {"name": name, "arguments": json.dumps({"input": item.needed("input", path)})}
     return {"name": name, "arguments": item.needed("arguments", path)}
-
-
-def no_item(kind: str, path: str) -> Refusal:
-    found, param = f"{path}.type is {short(kind)}", f"{path}.type"
-    if kind in KEPT_THERE or kind in RUN_THERE:
-        limit = STORED if kind in KEPT_THERE else "this tool cannot be had here"
-        return bad(found, f"not implemented: {limit}", "leave it out", param=param, code="unsupported_field")
-    limit = "it must be 'message', 'reasoning', 'function_call' or 'function_call_output'"
-    return bad(found, limit, param=param)
 
 
 def assistants(messages: list[dict[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from hetero.server.tool_fields import (
     choice_kind,
     offered,
     tool_kind,
+    type_of,
 )
 
 
@@ -42,7 +43,7 @@ class Namespace(Form):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_\-.]{1,62}$")]
     tools: list[
         Annotated[
-            Annotated[FunctionTool, Tag("function")] | Annotated[OtherTool, Tag("other")], Discriminator(tool_kind)
+            Annotated[FunctionTool, Tag("a function")] | Annotated[OtherTool, Tag("another")], Discriminator(tool_kind)
         ]
     ]
     description: Any = no_effect("each function has its own")
@@ -54,13 +55,13 @@ class NamedChoice(Form):
 
 
 Tool = Annotated[
-    Annotated[FunctionTool, Tag("function")]
-    | Annotated[Namespace, Tag("namespace")]
-    | Annotated[OtherTool, Tag("other")],
-    Discriminator(tool_kind),
+    Annotated[FunctionTool, Tag("a function")]
+    | Annotated[Namespace, Tag("a namespace")]
+    | Annotated[OtherTool, Tag("another")],
+    Discriminator(lambda tool: "a namespace" if type_of(tool) == "namespace" else tool_kind(tool)),
 ]
 Choice = Annotated[
-    Annotated[Word, Tag("word")] | Annotated[NamedChoice, Tag("function")] | Annotated[OtherChoice, Tag("other")],
+    Annotated[Word, Tag("a word")] | Annotated[NamedChoice, Tag("a function")] | Annotated[OtherChoice, Tag("another")],
     Discriminator(choice_kind),
 ]
 

@@ -56,15 +56,18 @@ class OtherChoice(Form):
         raise bad(found, f"not implemented: {limit}", remedy, param=param, code="unsupported_field")
 
 
+def type_of(tool: Any) -> Any:
+    return tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
+
+
 def tool_kind(tool: Any) -> str:
-    kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
-    return kind if kind in ("function", "namespace") else "other"
+    return "a function" if type_of(tool) == "function" else "another"
 
 
 def choice_kind(choice: Any) -> str:
     if not isinstance(choice, (dict, Form)):
-        return "word"
-    return "function" if tool_kind(choice) == "function" else "other"
+        return "a word"
+    return "a function" if type_of(choice) == "function" else "another"
 
 
 def offered(
