@@ -1,6 +1,8 @@
 """Clients of the socket that are slow, greedy, or break off: how long the server bears with them."""
 
 import json
+import logging
+import re
 import signal
 import socket
 import threading
@@ -170,6 +172,44 @@ def test_requests_that_are_none(connect: Connect, sent: bytes, status: bytes) ->
     one.sendall(sent)
     found = one.recv(65536)
     assert found.split(b" ", 2)[1] == status and b"Traceback" not in found and b"/tests" not in found
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"x" * 50, 400, "begins with http://"),
+        (b"what the capital of France is\r\n\r\n", 400, "illegal request line"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 5000, 431, "too long"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400, "Host"),
+        (post(b"", 5) + b"{}   what the capital of France is\r\n\r\n", 400, "illegal request line"),
+        (post(b"zz\r\n").replace(b"Content-Length: 4", b"Transfer-Encoding: chunked"), 400, "illegal chunk"),
+    ],
+)
+def test_what_is_no_http_is_refused_and_logged(
+    connect: Connect, caplog: pytest.LogCaptureFixture, sent: bytes, status: int, said: str
+) -> None:
+    with caplog.at_level(logging.INFO):
+        one = connect()
+        one.sendall(sent)
+        head, _, body = until_closed(one).rpartition(b"\r\n\r\n")
+    error = json.loads(body)["error"]
+    found = re.findall(rb"\r\nx-request-id: (\S+)", head)
+    assert f" {status} ".encode() in head and said in error["message"] and found
+    (line,) = (record for record in caplog.records if "no HTTP from 127.0.0.1" in record.getMessage())
+    assert said in line.getMessage() and getattr(line, "fields", {})["id"] == found[-1].decode()
+    assert "capital" not in error["message"] + line.getMessage()
+
+
+def test_a_target_as_a_proxy_is_asked(connect: Connect) -> None:
+    one = connect()
+    one.sendall(b"GET http://localhost:8000/health HTTP/1.1\r\nHost: localhost:8000\r\n\r\n")
+    assert b"200 OK" in one.recv(65536)
+
+
+def test_an_upgrade_is_not_made(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    one = connect()
+    one.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    assert b"200 OK" in one.recv(65536) and "uvicorn" not in caplog.text
 
 
 def test_too_many_connections(connect: Connect) -> None:

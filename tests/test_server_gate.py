@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.exceptions import HTTPException
 
 from hetero.errors import Draining, KernelError, RequestError, ResourceError, TemplateError
 from hetero.server.gate import Gate, unknown_header
@@ -203,6 +204,42 @@ def test_a_failure_tells_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> 
 def test_what_is_refused_for_now_has_no_traceback(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     assert ask(ServeSettings(), error=error)[0] == 503
     assert "request failed" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://localhost:8000/v1/models", "evil.example", 200),  # the target counts
+        ("HTTP://127.0.0.1/v1/models", "localhost", 200),
+        ("http://localhost", "localhost", 200),
+        ("http://evil.example/v1/models", "localhost", 403),
+        ("http://user@localhost/v1/models", "localhost", 400),
+        ("http:///v1/models", "localhost", 400),
+        ("http://localhos\u0167/v1/models", "localhost", 400),
+    ],
+)
+def test_a_whole_address_as_target(target: str, host: str, status: int) -> None:
+    found, _, _, record = ask(ServeSettings(), target, host=host)
+    assert (found, record.path) == (status, "/" if target == "http://localhost" else "/v1/models")
+
+
+def test_a_key_is_needed_whatever_form_the_target_has() -> None:
+    assert ask(ServeSettings(keys=(KEY,)), "http://localhost/v1/models")[0] == 401
+    assert ask(ServeSettings(keys=(KEY,)), "http://localhost/health")[0] == 200
+
+
+def test_a_path_or_a_method_that_is_not_there() -> None:
+    nowhere, remedy = HTTPException(404), "GET /openapi.json lists what there is"
+    body = ask(ServeSettings(), "/nothing", error=nowhere)[2]
+    assert f"there is nothing at '/nothing'; {remedy}" in body
+    for path in ("/chat/completions", "/v1/v1/messages", "/v1/models/", "/models"):
+        body = ask(ServeSettings(), path, error=nowhere)[2]
+        assert "the base URL of OpenAI's clients ends in /v1, that of Anthropic's does not" in body and remedy in body
+    error = HTTPException(405, headers={"Allow": "POST"})
+    assert "'GET' is not for '/v1/responses'; POST is" in ask(ServeSettings(), "/v1/responses", error=error)[2]
+    error = HTTPException(405, headers={"Allow": "HEAD, GET"})
+    status, told, body, _ = ask(ServeSettings(), "/health", "PUT", error=error)
+    assert (status, told["Allow"]) == (405, "HEAD, GET") and "'PUT' is not for '/health'; GET is" in body
 
 
 def test_headers() -> None:

@@ -2,14 +2,20 @@
 
 import asyncio
 import socket
+import sys
+from http import HTTPStatus
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from hetero.server.record import LOGGER, request_id
+from hetero.server.refusal import Refusal
 from hetero.server.settings import Limits
+from hetero.server.sse import compact
 
 TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"
+TLS_HANDSHAKE = b"\x16"  # the first byte of a client that was told https://
 
 
 class Connection(H11Protocol):
@@ -19,6 +25,7 @@ class Connection(H11Protocol):
         super().__init__(*arguments, **named)
         self._limits = limits
         self._deadline: asyncio.TimerHandle | None = None
+        self._first = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own says so
         super().connection_made(transport)
@@ -32,8 +39,42 @@ class Connection(H11Protocol):
             self._watch()
 
     def data_received(self, data: bytes) -> None:
+        self._first = self._first or data[:1]
         super().data_received(data)
         self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Of what is no HTTP: answered and logged as other requests are. Nothing of what was sent is in it: it may be
+        the rest of a body whose length was wrong."""
+        error = sys.exception()
+        what = str(error).partition(":")[0] if isinstance(error, h11.RemoteProtocolError) else msg
+        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        if self._first == TLS_HANDSHAKE:
+            what = "it speaks TLS, which this server does not; its address begins with http://"
+        id = request_id(None)
+        LOGGER.info(
+            f"no HTTP from {self.client[0] if self.client else 'somebody'}: {what}", extra={"fields": {"id": id}}
+        )
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # whoever reads this request's body or answers it: nobody is there
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(Refusal(status, f"this is no HTTP request: {what}"), id)
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+    def _refuse(self, refusal: Refusal, id: str) -> None:
+        body = compact(refusal.document("", id)).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        reason = HTTPStatus(refusal.status).phrase
+        head = h11.Response(status_code=refusal.status, headers=[*headers, ("x-request-id", id)], reason=reason)
+        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+
+    def _should_upgrade(self) -> bool:
+        """Who wants to change to WebSocket or HTTP/2 is answered in HTTP/1.1, as RFC 9110 7.8 has it."""
+        return False
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

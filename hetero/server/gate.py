@@ -22,6 +22,14 @@ Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-_]+)(?::[0-9]{1,5})?")
+ADDRESS = re.compile(r"https?://([^/?#]*)(/.*)?", re.DOTALL | re.IGNORECASE)
+MISPLACED = (
+    "/chat/completions",
+    "/completions",
+    "/models",
+    "/responses",
+    "/messages",
+)  # where they are asked elsewhere
 ANTHROPIC = "/v1/messages"
 RECORD = "hetero.record"  # in a request's scope
 LEFT = 499  # for the log and the metrics, as nginx has it: nobody was there to be answered
@@ -48,6 +56,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         assert scope["type"] == "http", "uvicorn is told to speak HTTP only"
+        scope = origin_form(scope)
         headers = Headers(scope=scope)
         client = scope.get("client")
         id = request_id(headers.get("x-request-id"))
@@ -201,11 +210,27 @@ class Reply:
         await self.send({"type": "http.response.body", "body": body})
 
 
+def origin_form(scope: Scope) -> Scope:
+    """Of a request whose target is a whole address, as clients ask a proxy: that address is asked for, whatever the
+    Host header says (RFC 9112 3.2.2)."""
+    match = ADDRESS.fullmatch(scope["path"])
+    if match is None:
+        return scope
+    others = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    host = match[1].encode("latin-1", "replace")
+    return {**scope, "path": match[2] or "/", "headers": [(b"host", host), *others]}
+
+
 def unrouted(error: HTTPException, record: Record) -> Refusal:
-    path = record.path[:100]
+    path, headers = record.path[:100], dict(error.headers or {})
     if error.status_code == 404:
-        return Refusal(404, f"there is nothing at {path!r}; GET /openapi.json lists what there is", code="unknown_url")
-    return Refusal(error.status_code, f"{record.method[:20]!r} is not for {path!r}", headers=dict(error.headers or {}))
+        remedy = "GET /openapi.json lists what there is"
+        if path.rstrip("/").endswith(MISPLACED):
+            remedy = "the base URL of OpenAI's clients ends in /v1, that of Anthropic's does not; " + remedy
+        return Refusal(404, f"there is nothing at {path!r}; {remedy}", code="unknown_url")
+    allowed = " or ".join(sorted(set(headers.get("Allow", "").split(", ")) - {"HEAD", ""}))
+    message = f"{record.method[:20]!r} is not for {path!r}" + (f"; {allowed} is" if allowed else "")
+    return Refusal(error.status_code, message, headers=headers)
 
 
 def unknown_header(names: list[str]) -> list[tuple[bytes, bytes]]:

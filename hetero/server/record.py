@@ -136,12 +136,12 @@ def escaped(text: str) -> str:
 
 
 def log_to_stderr(form: Literal["text", "json"]) -> None:
-    """uvicorn's own messages too: they say what was wrong with a connection."""
+    """uvicorn's own errors, too: its warnings are of connections, and `Connection` says those better."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormat() if form == "json" else TextFormat())
     for name, level in (
         ("hetero.server", logging.INFO),
-        ("uvicorn.error", logging.WARNING),
+        ("uvicorn.error", logging.ERROR),
         ("asyncio", logging.WARNING),
     ):
         logger = logging.getLogger(name)
