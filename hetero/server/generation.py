@@ -27,9 +27,7 @@ def wanted(ask: Ask, options: StreamOptions | None) -> Wanted:
 async def chat_completions(request: Request) -> Response:
     call = Call(request)
     form = await call.form(ChatForm)
-    settings = call.service.settings
-    ask = form.ask(settings.sampling, settings.limits)
-    exchange = await call.begin(ask)
+    ask, exchange = await call.begin(form)
     head = {"id": new_id("chatcmpl-"), "created": int(time.time()), "model": call.service.name}
     answer = ChatAnswer(exchange, call.service.loaded.tokenizer, head, wanted(ask, form.stream_options))
     return await call.answer(exchange, answer, form.stream)
@@ -38,9 +36,7 @@ async def chat_completions(request: Request) -> Response:
 async def completions(request: Request) -> Response:
     call = Call(request)
     form = await call.form(CompletionForm)
-    settings = call.service.settings
-    ask = form.ask(settings.sampling, settings.limits)
-    exchange = await call.begin(ask)
+    ask, exchange = await call.begin(form)
     tokenizer = call.service.loaded.tokenizer
     texts = [text if isinstance(text, str) else tokenizer.decode(text) for text in ask.texts if form.echo]
     echo = [text for text in texts or [""] * len(ask.texts) for _ in range(ask.choices)]
@@ -52,9 +48,7 @@ async def completions(request: Request) -> Response:
 async def responses(request: Request) -> Response:
     call = Call(request)
     form = await call.form(ResponsesForm)
-    settings = call.service.settings
-    ask = form.ask(settings.sampling, settings.limits)
-    exchange = await call.begin(ask)
+    ask, exchange = await call.begin(form)
     head = {"id": new_id("resp_"), "created_at": int(time.time()), "model": call.service.name}
     head |= echoed(form, ask.sampling)
     spaces, tokenizer = namespaces(form.tools or []), call.service.loaded.tokenizer
@@ -65,9 +59,7 @@ async def responses(request: Request) -> Response:
 async def messages(request: Request) -> Response:
     call = Call(request)
     form = await call.form(MessagesForm)
-    settings = call.service.settings
-    ask = form.ask(settings.sampling, settings.limits)
-    exchange = await call.begin(ask)
+    ask, exchange = await call.begin(form)
     head = {"id": new_id("msg_"), "model": call.service.name}
     hidden = form.thinking is not None and form.thinking.display == "omitted"
     answer = MessagesAnswer(exchange, head, progress=ask.progress, hidden=hidden)
