@@ -210,7 +210,7 @@ def test_chat_on_a_pipe(run: Run, loaded: dict[str, FakeEngine]) -> None:
         (["serve", "/nowhere.gguf", "--port", "0"], "/nowhere.gguf"),
         (["serve", "--host", "192.0.2.1", "--insecure"], "choose another --port"),
         (["serve", "--api-key-file", "/nowhere.key"], "nowhere.key"),
-        (["serve", "--max-token-gap", "0"], "max_token_gap"),
+        (["serve", "--max-token-gap", "0"], "--max-token-gap 0"),
         (["serve", "--cors-origin", "localhost"], "scheme://host"),
         (["chat", "m", "--context", "0"], "context"),
         (["bench", "--synthetic", "deepseek-v3:q9"], "no preset"),
