@@ -1,5 +1,6 @@
 """Clients of the socket that are slow, greedy, or break off: how long the server bears with them."""
 
+import errno
 import json
 import logging
 import re
@@ -12,6 +13,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from hetero.errors import ResourceError
 from hetero.server.app import create_app
 from hetero.server.run import Server, listening
 from hetero.server.settings import Limits, ServeSettings
@@ -97,6 +99,33 @@ def answers(connection: socket.socket) -> bytes:
         if not part:
             break
     return found
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("no-such-host.invalid", "no-such-host.invalid port 0; no address has this name; .* --host"),
+        ("a..b", "no address has this name"),
+        ("x" * 64, "no address has this name"),
+        ("192.0.2.1", "Cannot assign requested address; --host is an address of this machine"),
+    ],
+)
+def test_an_address_that_cannot_be_had(host: str, said: str) -> None:
+    with pytest.raises(ResourceError, match=said):
+        listening(ServeSettings(host=host, port=0, insecure=True))
+
+
+def test_a_port_that_cannot_be_had(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with pytest.raises(ResourceError, match=f"127.0.0.1 port {port}; Address already in use; .* another --port"):
+        listening(ServeSettings(port=port))
+
+    def forbidden(self: socket.socket, where: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", forbidden)
+    with pytest.raises(ResourceError, match="port 80; Permission denied; choose a --port from 1024 on"):
+        listening(ServeSettings(port=80))
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: "])

@@ -1,6 +1,7 @@
 """`hetero serve`: listens at once, loads the model meanwhile, drains when it is told to stop."""
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -32,6 +33,11 @@ from hetero.sizes import format_size
 from hetero.template import ChatTemplate
 
 STOPPED = 130  # exit status after a second signal, as after Ctrl-C elsewhere
+BIND_REMEDIES = {
+    errno.EADDRINUSE: "stop the other program, or choose another --port",
+    errno.EADDRNOTAVAIL: "--host is an address of this machine, as 127.0.0.1, or 0.0.0.0 for all of them",
+    errno.EACCES: "choose a --port from 1024 on; those below are the system's",
+}
 BACKLOG = 256  # connections that wait to be accepted
 # Seconds. The scheduler's thread gives up the GIL some eight times a step, at kernels, and waits so long to have it
 # back from a thread that reads a large request. At Python's own 5 ms the bundled model kept 4 % of its speed so.
@@ -51,9 +57,13 @@ def serve(path: str, run: RunConfig, settings: ServeSettings, name: str | None =
 def listening(settings: ServeSettings) -> socket.socket:
     """The socket, before anything is loaded: an address that is taken is known at once. Who connects from now on waits
     for an answer, and is not refused."""
-    family, _, _, _, where = socket.getaddrinfo(
-        settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    here = f"cannot listen on {settings.host or 'every address'} port {settings.port}"
+    try:
+        family, _, _, _, where = socket.getaddrinfo(
+            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise ResourceError(here, "no address has this name", "choose another --host, as 127.0.0.1") from error
     found = socket.socket(family, socket.SOCK_STREAM)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -61,10 +71,7 @@ def listening(settings: ServeSettings) -> socket.socket:
         found.listen(BACKLOG)
     except OSError as error:
         found.close()
-        remedy = "stop the other program, or choose another --port"
-        raise ResourceError(
-            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}", "", remedy
-        ) from error
+        raise ResourceError(here, error.strerror or str(error), BIND_REMEDIES.get(error.errno or 0, "")) from error
     return found
 
 
