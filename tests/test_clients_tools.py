@@ -95,6 +95,19 @@ def test_a_call_of_this_function_is_required(client: OpenAI, name: str) -> None:
     assert call.function.name == name and isinstance(call.function.parsed_arguments, KINDS[name])
 
 
+def test_a_call_of_one_that_is_allowed(client: OpenAI) -> None:
+    """Of each in turn, so that no other was the model's own choice; the prompt tells of all of them."""
+    told = set[int]()
+    for name in KINDS:
+        allowed: Any = {"mode": "required", "tools": [{"type": "function", "function": {"name": name}}]}
+        choice: Any = {"type": "allowed_tools", "allowed_tools": allowed}
+        answer = client.chat.completions.create(messages=ASKED, tools=TOOLS, tool_choice=choice, **ONE)
+        (call,) = answer.choices[0].message.tool_calls or ()
+        assert call.type == "function" and call.function.name == name and answer.usage
+        told.add(answer.usage.prompt_tokens)
+    assert len(told) == 1
+
+
 def test_no_call_may_be_made(client: OpenAI, own_answers: OwnAnswers) -> None:
     answer = client.chat.completions.create(messages=ASKED, tools=TOOLS, tool_choice="none", **ONE)
     assert answer.choices[0].message.tool_calls is None
@@ -193,6 +206,10 @@ def test_tools_of_responses(client: OpenAI) -> None:
     named: Any = options | {"tool_choice": {"type": "function", "name": "Add"}}
     (add,) = client.responses.create(input=FRANCE, **named).output
     assert add.type == "function_call" and add.name == "Add"
+    allowed: Any = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "Add"}]}
+    of_some = client.responses.create(input=FRANCE, **options | {"tool_choice": allowed})
+    assert of_some.output[0].type == "function_call" and of_some.output[0].name == "Add"
+    assert of_some.to_dict()["tool_choice"] == allowed
     turns: Any = [*ASKED, call.model_dump(exclude_none=True)]
     turns.append({"type": "function_call_output", "call_id": call.call_id, "output": "sunny"})
     after = client.responses.create(input=turns, tools=FLAT, max_output_tokens=20, model="demo", temperature=0)

@@ -176,7 +176,7 @@ def test_white_space_has_an_end(v3: Vocabulary, name: str) -> None:
 
 def test_white_space_of_arguments_has_an_end(written: tuple[Vocabulary, ToolFormat]) -> None:
     vocabulary, format = written
-    calls = Calls(format, TOOLS, required=True, only="go.to-1", parallel=False)
+    calls = Calls(format, TOOLS, required=True, only=("go.to-1",), parallel=False)
     make = constraint_for(vocabulary, NEVER_THINKS, calls=calls)
     for seed in range(3):
         ids = blank_draw(vocabulary, make, seed)
@@ -368,12 +368,24 @@ def test_a_call_is_required(written: tuple[Vocabulary, ToolFormat]) -> None:
 
 def test_one_call_of_one_tool(written: tuple[Vocabulary, ToolFormat]) -> None:
     vocabulary, format = written
-    calls = Calls(format, TOOLS, required=True, only="go.to-1", parallel=False)
+    calls = Calls(format, TOOLS, required=True, only=("go.to-1",), parallel=False)
     for seed in range(6):
         _, found = calls_in(
             vocabulary, format, draw(vocabulary, constraint_for(vocabulary, NEVER_THINKS, calls=calls), seed)
         )
         assert [name for name, _ in found] == ["go.to-1"]
+
+
+def test_calls_of_some_of_the_tools(written: tuple[Vocabulary, ToolFormat]) -> None:
+    vocabulary, format = written
+    begin = vocabulary.tokenizer.encode(format.calls_begin, special=format.marked)
+    offered = [*TOOLS, tool("never", {})]
+    for required, start in ((True, []), (False, begin)):
+        calls = Calls(format, offered, required=required, only=("stop", "go.to-1"))
+        make, seen = constraint_for(vocabulary, NEVER_THINKS, calls=calls), set[str]()
+        for seed in range(12):
+            seen |= {name for name, _ in calls_in(vocabulary, format, draw(vocabulary, make, seed, start))[1]}
+        assert seen == {"stop", "go.to-1"}
 
 
 def test_the_model_decides(written: tuple[Vocabulary, ToolFormat]) -> None:
@@ -418,7 +430,7 @@ def test_tools_that_cannot_be_enforced(v3: Vocabulary, tools_v3: ToolFormat) -> 
     bad = {"type": "object", "$ref": "https://nowhere.invalid/x"}
     with pytest.raises(RequestError, match=r"the schema of tool go cannot be enforced.*leave"):
         constraint_for(v3, ANSWER, calls=Calls(tools_v3, [*TOOLS, tool("go", bad, strict=True)]))
-    calls = Calls(tools_v3, [*TOOLS, tool("go", bad)], required=True, only="go")
+    calls = Calls(tools_v3, [*TOOLS, tool("go", bad)], required=True, only=("go",))
     name, value = read_call(v3, tools_v3, draw(v3, constraint_for(v3, NEVER_THINKS, calls=calls), 0))
     assert name == "go" and isinstance(value, dict), "any object, where it need not be strict"
     with pytest.raises(RequestError, match="letters"):

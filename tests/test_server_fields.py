@@ -1,5 +1,6 @@
 """Fields of requests: every one that the real clients know is taken, has no effect, or is refused by its name."""
 
+import json
 import re
 import typing
 from pathlib import Path
@@ -459,13 +460,39 @@ def test_choices_of_tools_that_are_no_functions(kind: Any) -> None:
     for choice, said in (
         ({"type": "custom", "name": "c"}, "name a function"),
         ({"type": "web_search"}, "the server runs no tools itself"),
-        ({"type": "allowed_tools", "mode": "auto", "tools": []}, "send only these tools"),
     ):
         found = refused(kind, tools=tools, tool_choice=choice)
         assert (found.param, found.code) == ("tool_choice.type", "unsupported_field") and said in found.message
     for wrong, param in (({"type": "telepathy"}, "tool_choice.type"), ("always", "tool_choice"), (5, "tool_choice")):
         assert refused(kind, tools=tools, tool_choice=wrong).param == param
     assert ask(kind, tools=tools, tool_choice="required").tools.choice == "required"
+
+
+def allowing(kind: Any, mode: str, *names: str) -> dict[str, Any]:
+    if kind is ResponsesForm:
+        return {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": name} for name in names]}
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+@pytest.mark.parametrize("kind", [ChatForm, ResponsesForm], ids=lambda kind: kind.__name__)
+def test_choices_among_some_of_the_tools(kind: Any) -> None:
+    """All are in the prompt."""
+    offer = OFFERS[kind][0]
+    names = ("f", "g", "h")
+    tools = [json.loads(json.dumps(offer).replace('"f"', f'"{name}"')) for name in names]
+    for mode in ("auto", "required"):
+        found = ask(kind, tools=tools, tool_choice=allowing(kind, mode, "f", "h")).tools
+        assert (found.choice, found.allowed) == (mode, ("f", "h"))
+        assert tuple(one["function"]["name"] for one in found.functions) == names
+    assert ask(kind, tools=tools, tool_choice="auto").tools.allowed is None
+    assert "'x'" in refused(kind, tools=tools, tool_choice=allowing(kind, "auto", "f", "x")).message
+    assert refused(kind, tools=tools, tool_choice=allowing(kind, "auto")).param.endswith("tools")
+    assert refused(kind, tools=tools, tool_choice=allowing(kind, "none", "f")).param.endswith("mode")
+    if kind is ResponsesForm:
+        choice = allowing(kind, "auto", "f")
+        form = ResponsesForm.read({"input": "Hi", "tools": tools, "tool_choice": choice})
+        assert echoed(form, Sampling())["tool_choice"] == choice
 
 
 def test_functions_in_namespaces() -> None:

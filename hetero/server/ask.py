@@ -23,12 +23,14 @@ class Thinking:
 class Tools:
     """Functions in OpenAI's form, {"type": "function", "function": {...}}.
 
-    `choice`: the model decides, must call one, must not, or must call the one of this name.
+    `choice`: the model decides, must call one, must not, or must call the one of this name. `allowed`: the names of
+    those that may be called, of all that the prompt tells of; None: any.
     """
 
     functions: tuple[dict[str, Any], ...] = ()
     choice: ToolChoice = "auto"
     parallel: bool = True
+    allowed: tuple[str, ...] | None = None
 
     @property
     def offered(self) -> bool:

@@ -49,11 +49,24 @@ class NamedChoice(Form):
     function: NamedFunction
 
 
+class AllowedTools(Form):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedChoice], Field(min_length=1)]
+
+
+class AllowedChoice(Form):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 Tool = Annotated[
     Annotated[FunctionTool, Tag("a function")] | Annotated[OtherTool, Tag("another")], Discriminator(tool_kind)
 ]
 Choice = Annotated[
-    Annotated[Word, Tag("a word")] | Annotated[NamedChoice, Tag("a function")] | Annotated[OtherChoice, Tag("another")],
+    Annotated[Word, Tag("a word")]
+    | Annotated[NamedChoice, Tag("a function")]
+    | Annotated[AllowedChoice, Tag("some functions")]
+    | Annotated[OtherChoice, Tag("another")],
     Discriminator(choice_kind),
 ]
 
@@ -115,10 +128,12 @@ class ChatForm(SamplingFields, FormatFields, ThinkingFields):
 
 
 def tools(form: ChatForm, limits: Limits) -> Tools:
-    choice, sent = form.tool_choice or "auto", form.tools or []
+    choice, sent, allowed = form.tool_choice or "auto", form.tools or [], None
     if isinstance(choice, OtherChoice):
         choice.refuse()
+    if isinstance(choice, AllowedChoice):
+        allowed, choice = tuple(one.function.name for one in choice.allowed_tools.tools), choice.allowed_tools.mode
     named: ToolChoice = (choice.function.name,) if isinstance(choice, NamedChoice) else choice
     functions = [tool.function for tool in sent if isinstance(tool, FunctionTool)]
     definitions = [one.model_dump(include=DEFINITION, exclude_none=True) for one in functions]
-    return offered(sent, definitions, named, form.parallel_tool_calls is not False, limits)
+    return offered(sent, definitions, named, form.parallel_tool_calls is not False, limits, allowed)

@@ -27,14 +27,14 @@ ANY_OBJECT = Schema({"type": "object"})
 class Calls:
     """Calls of `tools`, in OpenAI's form {"function": {"name", "parameters", "strict"}}, as `format` writes them.
 
-    `required`: there must be one, and nothing else may come; otherwise the model decides, after any text. `only`: the
-    one tool that may be called. A tool that is not strict gets what of its schema can be enforced.
+    `required`: there must be one, and nothing else may come; otherwise the model decides, after any text. `only`: those
+    that may be called; None: all. A tool that is not strict gets what of its schema can be enforced.
     """
 
     format: ToolFormat
     tools: Sequence[Mapping[str, Any]]
     required: bool = False
-    only: str | None = None
+    only: tuple[str, ...] | None = None
     parallel: bool = True
 
 
@@ -51,7 +51,7 @@ def schemas_of(schema: Schema | None, calls: Calls | None) -> list[tuple[str, Sc
 
 
 def callable_tools(calls: Calls) -> list[Mapping[str, Any]]:
-    return [tool for tool in calls.tools if calls.only in (None, tool["function"]["name"])]
+    return [tool for tool in calls.tools if calls.only is None or tool["function"]["name"] in calls.only]
 
 
 def json_rule(schema: Schema) -> str:

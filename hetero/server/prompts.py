@@ -95,8 +95,8 @@ def constraint(ask: Ask, prompt: Prompt, loaded: Loaded) -> Callable[[], Constra
     """The form of the answer, and how long it may reason first. RequestError: a schema that cannot be enforced."""
     tools, calls, schema = ask.tools, None, None
     if tools.offered:
-        only = tools.choice[0] if isinstance(tools.choice, tuple) else None
-        required = tools.choice == "required" or only is not None
+        only = tools.choice if isinstance(tools.choice, tuple) else tools.allowed
+        required = tools.choice not in ("auto", "none")
         calls = Calls(loaded.template.tool_format, tools.functions, required, only, tools.parallel)
     if ask.format is not None:
         schema = ANY_OBJECT if ask.format.schema is None else Schema(ask.format.schema, ask.format.strict)

@@ -11,7 +11,7 @@ from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.reasons import CACHED, HOSTED, KEPT, NO_VERBOSITY, ONE_TIER, ONE_USER, STORED, TEXT_ONLY
 from hetero.server.refusal import bad
 from hetero.server.responses_items import Item, template_messages
-from hetero.server.responses_tools import Choice, NamedChoice, Tool, shown, tools_of
+from hetero.server.responses_tools import Choice, Tool, shown, tools_of
 from hetero.server.sampling_fields import (
     SamplingFields,
     Tokens,
@@ -137,7 +137,7 @@ class ResponsesForm(PromptFields, SamplingFields):
 
 def echoed(form: ResponsesForm, sampling: Sampling) -> dict[str, Any]:
     """The settings that a response repeats."""
-    choice = form.tool_choice.model_dump() if isinstance(form.tool_choice, NamedChoice) else form.tool_choice or "auto"
+    choice = form.tool_choice.model_dump() if isinstance(form.tool_choice, Form) else form.tool_choice or "auto"
     layout = form.text.format if form.text else None
     text = layout.model_dump(by_alias=True, exclude_unset=True) if layout else {"type": "text"}
     return {

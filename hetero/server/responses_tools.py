@@ -54,6 +54,12 @@ class NamedChoice(Form):
     name: Name
 
 
+class AllowedChoice(Form):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedChoice], Field(min_length=1)]
+
+
 Tool = Annotated[
     Annotated[FunctionTool, Tag("a function")]
     | Annotated[Namespace, Tag("a namespace")]
@@ -61,7 +67,10 @@ Tool = Annotated[
     Discriminator(lambda tool: "a namespace" if type_of(tool) == "namespace" else tool_kind(tool)),
 ]
 Choice = Annotated[
-    Annotated[Word, Tag("a word")] | Annotated[NamedChoice, Tag("a function")] | Annotated[OtherChoice, Tag("another")],
+    Annotated[Word, Tag("a word")]
+    | Annotated[NamedChoice, Tag("a function")]
+    | Annotated[AllowedChoice, Tag("some functions")]
+    | Annotated[OtherChoice, Tag("another")],
     Discriminator(choice_kind),
 ]
 
@@ -90,16 +99,22 @@ def namespaces(tools: Sequence[Form]) -> dict[str, tuple[str, str]]:
 
 
 def tools_of(
-    tools: Sequence[Form], choice: Word | NamedChoice | OtherChoice | None, parallel: bool, limits: Limits
+    tools: Sequence[Form],
+    choice: Word | NamedChoice | AllowedChoice | OtherChoice | None,
+    parallel: bool,
+    limits: Limits,
 ) -> Tools:
+    allowed = None
     if isinstance(choice, OtherChoice):
         choice.refuse()
+    if isinstance(choice, AllowedChoice):
+        allowed, choice = tuple(one.name for one in choice.tools), choice.mode
     named: ToolChoice = (choice.name,) if isinstance(choice, NamedChoice) else choice or "auto"
     definitions = [
         one.model_dump(include=DEFINITION, exclude_none=True) | {"name": flat(space, one.name)}
         for space, one in functions(tools)
     ]
-    return offered(tools, definitions, named, parallel, limits)
+    return offered(tools, definitions, named, parallel, limits, allowed)
 
 
 def shown(tools: Sequence[Form]) -> list[dict[str, Any]]:

@@ -43,17 +43,15 @@ class OtherTool(Form):
 
 
 class OtherChoice(Form):
-    """Of such a tool, or of some of several."""
+    """Of such a tool."""
 
     model_config = ConfigDict(extra="ignore")
-    type: Annotated[str, AfterValidator(lambda kind: kind if kind == "allowed_tools" else known(kind))]
+    type: Annotated[str, AfterValidator(known)]
 
     def refuse(self) -> NoReturn:
-        some = self.type == "allowed_tools"
-        limit = "a choice among some of the tools" if some else FUNCTIONS_ONLY
-        remedy = "send only these tools" if some else "name a function, or leave it out"
         found, param = f"tool_choice.type is {self.type!r}", "tool_choice.type"
-        raise bad(found, f"not implemented: {limit}", remedy, param=param, code="unsupported_field")
+        limit = f"not implemented: {FUNCTIONS_ONLY}"
+        raise bad(found, limit, "name a function, or leave it out", param=param, code="unsupported_field")
 
 
 def type_of(tool: Any) -> Any:
@@ -67,14 +65,19 @@ def tool_kind(tool: Any) -> str:
 def choice_kind(choice: Any) -> str:
     if not isinstance(choice, (dict, Form)):
         return "a word"
-    return "a function" if type_of(choice) == "function" else "another"
+    return "some functions" if type_of(choice) == "allowed_tools" else tool_kind(choice)
 
 
 def offered(
-    tools: Sequence[Form], definitions: Sequence[dict[str, Any]], choice: ToolChoice, parallel: bool, limits: Limits
+    tools: Sequence[Form],
+    definitions: Sequence[dict[str, Any]],
+    choice: ToolChoice,
+    parallel: bool,
+    limits: Limits,
+    allowed: tuple[str, ...] | None = None,
 ) -> Tools:
     """`definitions`: of the functions among the tools, {"name", "description", "parameters", "strict"} each, all but
-    the name where they are known.
+    the name where they are known. `allowed`: the names of those that may be called; None: any.
 
     Refusal: too many, two of one name, none where others are asked for, or a choice that cannot be made among them.
     """
@@ -87,9 +90,10 @@ def offered(
     names = {one["name"] for one in definitions}
     if len(names) < len(definitions):
         raise bad("two tools have the same name", "names are unique", param="tools")
-    if isinstance(choice, tuple) and choice[0] not in names:
-        raise bad(f"tool_choice names {choice[0]!r}", "it must be one of tools", param="tool_choice")
+    named = choice if isinstance(choice, tuple) else allowed or ()
+    if unknown := [name for name in named if name not in names]:
+        raise bad(f"tool_choice names {unknown[0]!r}", "it must be one of tools", param="tool_choice")
     if choice == "required" and not names:
         raise bad("tool_choice asks for a call", "there are no tools", param="tool_choice")
     functions = tuple({"type": "function", "function": definition} for definition in definitions)
-    return Tools(functions, choice, parallel)
+    return Tools(functions, choice, parallel, allowed)
