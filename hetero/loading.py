@@ -38,8 +38,7 @@ def load(
     where something was chosen that the caller might not expect.
     Raises FileError, UnsupportedError, ResourceError, RequestError.
     """
-    from cpu_kernels import CACHED, SUPPORTED, Pool, note_compiled
-    from hetero.cache import LatentCache
+    from cpu_kernels import CACHED, SUPPORTED, note_compiled
     from hetero.tokenizer import Tokenizer
 
     run, report = run or RunConfig(), progress or (lambda stage, done, total: None)
@@ -55,13 +54,16 @@ def load(
         planned = plan_to_run(file, config, run)
         for note in planned.notes:
             say(note)
+        kernels = "preparing kernels" if CACHED else "compiling kernels for this CPU, once, about a minute"
+        report(kernels, 0, 0)
+        from cpu_kernels import Pool  # here, and below: naming kernels compiles them
+        from hetero.cache import LatentCache
+
         gpu = gpu_load(planned, run)
         cache = LatentCache(config, run, run.context or planned.context, gpu.cache if gpu else None)
         slots = plan(file, config, gpu.places.left) if gpu else plan(file, config)
         weights = WeightSource(file, slots, run, planned, say)
-        kernels = "preparing kernels" if CACHED else "compiling kernels for this CPU, once, about a minute"
-        report(kernels, 0, 0)
-        from hetero.engine import Engine  # here: naming the kernels compiles them
+        from hetero.engine import Engine
 
         pool = undo.enter_context(Pool(planned.plan.threads))
         with file_faults(file):

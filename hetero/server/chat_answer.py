@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hetero.scheduler import Generated
+from hetero.request import Generated
 from hetero.server.choice import Delta, Finished, Progress, Said
 from hetero.server.chunked_answer import FINISH, ChunkedAnswer, Wanted
 from hetero.server.exchange import Exchange

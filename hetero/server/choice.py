@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hetero.errors import HeteroError
 from hetero.generate import AnswerText
-from hetero.request import Reason
-from hetero.scheduler import Ended, Event, Generated, Read, Started
+from hetero.request import Ended, Event, Generated, Read, Reason, Started
 from hetero.server.prompts import Prepared
 from hetero.server.tool_calls import CallArguments, CallEnded, CallStarted, Part, ToolCallParser
 from hetero.thinking import Piece

@@ -6,13 +6,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hetero.scheduler import Event, Generated, Request, Scheduler, Ticket
+from hetero.request import Event, Generated, Request
 from hetero.server.body import Gone
 from hetero.server.choice import Choice, Delta, Finished, Usage
 from hetero.server.prompts import Prepared
 from hetero.server.record import Record
 
 if TYPE_CHECKING:
+    from hetero.scheduler import Scheduler, Ticket
     from hetero.tokenizer import Tokenizer
 
 
@@ -22,7 +23,7 @@ class Exchange:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: "Scheduler",
         tokenizer: "Tokenizer",
         prompts: Sequence[Prepared],
         copies: int,

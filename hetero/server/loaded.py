@@ -6,18 +6,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hetero.errors import UnsupportedError
-from hetero.scheduler import Scheduler
 from hetero.server.constraints import Vocabulary
 
 if TYPE_CHECKING:
     from hetero.planning import Planned
+    from hetero.scheduler import Scheduler
     from hetero.template import ChatTemplate
     from hetero.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Loaded:
-    scheduler: Scheduler
+    scheduler: "Scheduler"
     tokenizer: "Tokenizer"
     template: "ChatTemplate"
     context: int

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hetero.scheduler import Generated
+from hetero.request import Generated
 
 if TYPE_CHECKING:
     from hetero.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hetero.scheduler import Snapshot
+from hetero.load_state import Snapshot
 from hetero.server.openapi import GETS, POSTS
 from hetero.server.record import Record
 from hetero.server.service import Service

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hetero.continuation import Constraint
 from hetero.generate import Prompt, text_prompt
 from hetero.sampler import Sampling
-from hetero.scheduler import Constraint
 from hetero.server.ask import Ask
 from hetero.server.constraints import constraint_for, thinking_ids
 from hetero.server.grammar import ANY_OBJECT, Calls, Schema

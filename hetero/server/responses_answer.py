@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hetero.scheduler import Generated
+from hetero.request import Generated
 from hetero.server.choice import Delta, Finished, Said
 from hetero.server.exchange import Exchange
 from hetero.server.logprobs import shown_tokens

@@ -18,10 +18,8 @@ from typing import NoReturn
 import uvicorn
 
 from hetero.errors import ResourceError
-from hetero.loading import load
 from hetero.plan_report import counted, speed
 from hetero.run_config import RunConfig
-from hetero.scheduler import Scheduler
 from hetero.server.app import create_app
 from hetero.server.connection import Connection
 from hetero.server.gate import Gate
@@ -147,6 +145,8 @@ class Server(uvicorn.Server):
     def _progress(self, stage: str, done: int, total: int) -> None:
         if self._signals:
             raise Stopped
+        if stage != self._service.stage["stage"]:
+            LOGGER.info(stage)
         self._service.stage = {"stage": stage, "done": done, "total": total}
 
     @contextmanager
@@ -187,7 +187,11 @@ class Server(uvicorn.Server):
 
 def open_model(path: str, run: RunConfig, settings: ServeSettings, progress: Callable[[str, int, int], None]) -> Loaded:
     """Raises what loading does; then nothing of it stays open."""
+    from hetero.loading import load  # here: it comes with the kernels, which the first start compiles, for a minute
+
     engine, tokenizer = load(path, run, progress, LOGGER.info)
+    from hetero.scheduler import Scheduler
+
     with ExitStack() as failed:
         failed.callback(engine.close)
         template = ChatTemplate.from_gguf(engine.file, tokenizer)

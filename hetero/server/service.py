@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
-from hetero.scheduler import Snapshot
+from hetero.load_state import Snapshot
 from hetero.server.ask import Ask
 from hetero.server.body import Bodies
 from hetero.server.exchange import Exchange
