@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import anthropic.types
@@ -41,10 +40,15 @@ class Client:
 
     async def _post(self, path: str, body: Any, stay: float | None, slow: float) -> tuple[int, dict[str, str], str]:
         sent: list[Any] = []
-        asked: AsyncIterator[Any] = self._asked(json.dumps(body).encode(), stay)
+        asked = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+        loop = asyncio.get_running_loop()
+        leaves = loop.time() + (1000 if stay is None else stay)
 
         async def receive() -> Any:
-            return await anext(asked)
+            if asked:
+                return asked.pop()
+            await asyncio.sleep(leaves - loop.time())
+            return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
             await asyncio.sleep(slow)
@@ -63,11 +67,6 @@ class Client:
         told = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]} if sent else {}
         text = b"".join(message.get("body", b"") for message in sent).decode()
         return (sent[0]["status"] if sent else 0), told, text
-
-    async def _asked(self, body: bytes, stay: float | None) -> AsyncIterator[Any]:
-        yield {"type": "http.request", "body": body, "more_body": False}
-        await asyncio.sleep(1000 if stay is None else stay)
-        yield {"type": "http.disconnect"}
 
 
 def ask(path: str, *answers: Any, **fields: Any) -> Any:

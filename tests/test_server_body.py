@@ -34,7 +34,7 @@ def read(
 
     bodies = Bodies(limits or Limits())
     try:
-        return asyncio.run(bodies.read(JSON if headers is None else headers, receive, apart))
+        return asyncio.run(bodies.read(JSON if headers is None else headers, receive, apart, lambda found: found))
     finally:
         assert bodies._held == 0
 

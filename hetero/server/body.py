@@ -2,9 +2,8 @@
 
 import asyncio
 import json
-import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,17 +15,22 @@ from hetero.sizes import format_size
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
-Apart = Callable[[Callable[[], Any]], Awaitable[Any]]
+T = TypeVar("T")
 
 LARGE = 64 << 10  # bytes that are parsed in a millisecond
-# A whole string, or an unfinished one up to the end; possessive, so that no input makes it search twice.
-STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+SLICE = 256 << 10  # bytes that are looked at together
 OTHER = bytes(set(range(256)) - set(b"[]{}"))
 LEAVES = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")
 
 
 class Gone(Exception):
     """The client went away."""
+
+
+class Apart(Protocol):
+    """Does some work off the event loop."""
+
+    async def __call__(self, work: Callable[[], T]) -> T: ...
 
 
 class Bodies:
@@ -38,10 +42,11 @@ class Bodies:
         self._coming: set[asyncio.Timeout] = set()  # of bodies that are not complete
         self._draining = False
 
-    async def read(self, headers: Mapping[str, str], receive: Receive, apart: Apart) -> Any:
-        """The parsed JSON, of a large body off the event loop.
+    async def read(self, headers: Mapping[str, str], receive: Receive, apart: Apart, made: Callable[[Any], T]) -> T:
+        """What `made` makes of the parsed JSON; of a large body both are done off the event loop.
 
-        Refusal: too large (413), too slow (408), not JSON (400 or 415). Draining: not complete before `drain`."""
+        Refusal: too large (413), too slow (408), not JSON (400 or 415); or what `made` raises. Draining: not complete
+        before `drain`."""
         if self._draining:
             raise Draining
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -55,8 +60,8 @@ class Bodies:
         try:
             await self._filled(body, receive)
             if len(body) <= LARGE:
-                return parsed(bytes(body), self._limits)
-            return await apart(lambda: parsed(bytes(body), self._limits))
+                return made(parsed(bytes(body), self._limits))
+            return await apart(lambda: made(parsed(bytes(body), self._limits)))
         finally:
             self._held -= len(body)
 
@@ -127,7 +132,28 @@ def parsed(body: bytes, limits: Limits) -> Any:
 
 
 def without_strings(text: bytes) -> bytes:
-    return STRING.sub(b"", text)
+    """Of JSON what stands outside of strings; behind a backslash that does, where no JSON goes on, anything.
+
+    In slices and without the GIL, which a regular expression would hold for 0.15 s over 8 MiB of short strings.
+    """
+    bare, inside, escaped = [], False, False  # escaped: the next byte is
+    for at in range(0, len(text), SLICE):
+        part = np.frombuffer(text, np.uint8, min(SLICE, len(text) - at), at)
+        quotes = part == ord('"')
+        slashes = np.flatnonzero(part == ord("\\"))
+        if escaped:  # by a backslash of its own
+            quotes[0] = False
+            slashes = slashes[slashes > 0]
+        # Of a run of backslashes the first, third, ... escape what follows.
+        starts = np.flatnonzero(np.diff(slashes, prepend=-2) != 1)
+        nth = np.arange(len(slashes)) - np.repeat(starts, np.diff(starts, append=len(slashes)))
+        follows = slashes[nth % 2 == 0] + 1
+        escaped = bool(len(follows)) and int(follows[-1]) == len(part)
+        quotes[follows[: len(follows) - escaped]] = False
+        within = np.logical_xor.accumulate(quotes) ^ inside
+        bare.append(part[~(within | quotes)].tobytes())
+        inside = bool(within[-1])
+    return b"".join(bare)
 
 
 def nesting(bare: bytes) -> int:

@@ -10,6 +10,7 @@ from hetero.sampler import Sampling
 from hetero.server.ask import Ask
 from hetero.server.call import Call, document
 from hetero.server.chat_messages import template_messages, template_variables
+from hetero.server.loaded import Loaded
 from hetero.server.metrics import CONTENT_TYPE, Metrics
 from hetero.server.openapi import openapi
 from hetero.server.panel import panel
@@ -52,23 +53,24 @@ async def tokenize(request: Request) -> Response:
     if form.messages is not None:
         messages = template_messages(form.messages, call.service.settings.limits)
         ask = Ask(Sampling(), messages, template=template_variables(form.chat_template_kwargs or {}))
-        ids = await call.service.encoded(ask)
+        ids = await call.encoded(ask)
     else:
         check_length(content or "", loaded)
         special, bos = bool(form.parse_special), bool(form.add_special)
-        ids = await call.service.apart(lambda: loaded.tokenizer.encode(content or "", special=special, bos=bos))
-    found: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": loaded.context}
-    if form.with_pieces:
-        found["tokens"] = [{"id": id, "piece": loaded.tokenizer.decode([id])} for id in ids]
-    return document(found)
+        ids = await call.apart(lambda: loaded.tokenizer.encode(content or "", special=special, bos=bos))
+    return await call.apart(lambda: tokenized(ids, loaded, bool(form.with_pieces)))
+
+
+def tokenized(ids: list[int], loaded: Loaded, with_pieces: bool) -> Response:
+    tokens = [{"id": id, "piece": loaded.tokenizer.decode([id])} for id in ids] if with_pieces else ids
+    return document({"tokens": tokens, "count": len(ids), "max_model_len": loaded.context})
 
 
 async def detokenize(request: Request) -> Response:
     call = Call(request)
     form = await call.form(DetokenizeForm)
     tokenizer = call.service.loaded.tokenizer
-    text = await call.service.apart(lambda: tokenizer.decode(form.tokens))
-    return document({"content": text})
+    return await call.apart(lambda: document({"content": tokenizer.decode(form.tokens)}))
 
 
 async def metrics(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""The model behind the endpoints: loading, ready or draining; prompts made of what is asked; answers begun."""
+"""The model behind the endpoints: loading, ready or draining; and threads for what would hold up the event loop."""
 
 import asyncio
 import os
@@ -7,12 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 from hetero.load_state import Snapshot
-from hetero.server.ask import Ask
 from hetero.server.body import Bodies
-from hetero.server.exchange import Exchange
 from hetero.server.loaded import Loaded
-from hetero.server.prompts import prepare, prompts_of
-from hetero.server.record import Record
 from hetero.server.refusal import Refusal
 from hetero.server.settings import ServeSettings
 from placement.document import short
@@ -75,20 +71,6 @@ class Service:
             message = f"there is no model {short(name)}; this server has {self.name}; GET /v1/models lists it"
             raise Refusal(404, message, code="model_not_found", param="model")
 
-    async def begin(self, ask: Ask, record: Record) -> Exchange:
-        """An exchange whose first sequence waits or runs. Refusal, or what `Scheduler.submit` raises."""
-        loaded = self.loaded
-        prompts = await self.apart(lambda: prepare(ask, loaded))
-        exchange = Exchange(loaded.scheduler, loaded.tokenizer, prompts, ask.choices, record)
-        exchange.begin()
-        return exchange
-
-    async def encoded(self, ask: Ask) -> list[int]:
-        """Token ids of the one prompt, however long it is."""
-        loaded = self.loaded
-        (prompt,) = await self.apart(lambda: prompts_of(ask, loaded))
-        return list(prompt.ids)
-
     async def apart(self, work: Callable[[], T]) -> T:
         """Off the event loop, in one of few threads; a queue for them that is too long is refused (429)."""
         if self._waiting > self.settings.queue + PREPARING:
@@ -96,9 +78,13 @@ class Service:
             raise Refusal(429, message, code="queue_full", headers={"retry-after": "1"})
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await self.aside(work)
         finally:
             self._waiting -= 1
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """As `apart`, and never refused: for the end of what was begun."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
