@@ -127,8 +127,7 @@ def chat_prompt(
     template: "ChatTemplate", messages: Sequence[Mapping[str, Any]], thinking: bool | None, **extra: Any
 ) -> Prompt:
     """`extra`: `tools`, and further variables of the template."""
-    opens_thinking = template.opens_thinking(template.render(messages, thinking=thinking, **extra))
-    return Prompt(template.encode(messages, thinking=thinking, **extra), opens_thinking)
+    return Prompt(*template.prompt(messages, thinking=thinking, **extra))
 
 
 def text_prompt(tokenizer: "Tokenizer", text: str) -> Prompt:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from hetero.tokenizer import CONTROL, USER_DEFINED, HasMetadata, Tokenizer, alte
 from hetero.tool_format import format_of
 
 SECONDS = 10.0  # a known model's template takes a millisecond
+REPLY_LIMIT = 64 << 20  # bytes; a character of the prompt takes up to twelve
+# What Python needs to start, and the date to be right. Nothing else: a key of the server is in its environment.
+INHERITED = ("LD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ")
 
 # DeepSeek's V3 and R1 format, for files that carry no template; tool calls as in V3.1. Thoughts of earlier turns are
 # left out, as in theirs. After what tools answered the model goes on in its turn.
@@ -104,8 +107,26 @@ class ChatTemplate:
     ) -> list[int]:
         """The prompt as token ids. Special tokens come from the template alone: a message that spells one out is
         encoded as plain text. (`<think>` within an assistant's message stays a token: the model wrote it.)"""
-        text = self._render(messages, add_generation_prompt, thinking, extra)
-        ids = self._tokenizer.encode_marked(text, MARK)
+        return self._encoded(self._render(messages, add_generation_prompt, thinking, extra))
+
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        check: Callable[[str], None] = lambda text: None,
+        /,  # what is called so among `extra` is the template's
+        *,
+        thinking: bool | None = None,
+        **extra: Any,
+    ) -> tuple[list[int], bool]:
+        """`encode`'s ids, and whether the answer begins inside a `<think>`; rendered once. `check` may refuse the text,
+        which is `render`'s, before it is tokenized."""
+        marked = self._render(messages, True, thinking, extra)
+        text = marked.replace(MARK, "")
+        check(text)
+        return self._encoded(marked), self.opens_thinking(text)
+
+    def _encoded(self, marked: str) -> list[int]:
+        ids = self._tokenizer.encode_marked(marked, MARK)
         bos = self._tokenizer.bos_id
         return [bos, *ids] if self._tokenizer.add_bos and bos is not None and ids[:1] != [bos] else ids
 
@@ -193,7 +214,7 @@ class Worker:
         timer = threading.Timer(self._seconds, process.kill)
         timer.start()
         try:
-            line = ask(process, request)
+            line = ask(process, request, REPLY_LIMIT)
         except BaseException:
             process.kill()
             raise
@@ -202,29 +223,33 @@ class Worker:
         if line.endswith(b"\n"):
             self._process = process
             return json.loads(line)
+        if len(line) == REPLY_LIMIT:
+            process.kill()
+            return {"error": f"it writes more than {REPLY_LIMIT:,} bytes"}
         limit = f"it did not end within {self._seconds:g} seconds"
         return {"error": limit if process.wait() == -signal.SIGKILL else "it crashed its process"}
 
     def _start(self) -> subprocess.Popen[bytes]:
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("template_worker.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=inherited | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             start_new_session=True,  # Ctrl-C is for the program, not for its worker
         )
         weakref.finalize(self, stop, process)
         return process
 
 
-def ask(process: subprocess.Popen[bytes], request: bytes) -> bytes:
-    """One line for one line; what there is of it when the process dies first."""
+def ask(process: subprocess.Popen[bytes], request: bytes, limit: int) -> bytes:
+    """One line for one line; what there is of it when the process dies first, and `limit` bytes at most."""
     assert process.stdin and process.stdout, "both are pipes"
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(request)
         process.stdin.flush()
-    return process.stdout.readline()
+    return process.stdout.readline(limit)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -20,6 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_LIMIT = 1 << 30  # bytes of address space; a template of a known model needs 60 MB
 OUTPUT_LIMIT = 1 << 24  # characters; longer than any context
+ERROR_LIMIT = 1000  # characters, of what a template says itself
 
 
 class GenerationTag(Extension):
@@ -75,7 +76,7 @@ def reply_to(request: dict[str, Any]) -> dict[str, str]:
     except RecursionError:
         return {"error": "it calls itself without end"}
     except Exception as error:  # whatever a template provokes is the template's failure
-        return {"error": f"{type(error).__name__}: {error}"}
+        return {"error": f"{type(error).__name__}: {error}"[:ERROR_LIMIT]}
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ python -m tests.fake_engine [SECONDS]      hetero chat with it; SECONDS pass bef
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from hetero.errors import RequestError
 from hetero.sampler import Sampling
@@ -40,8 +41,12 @@ class FakeTemplate:
     def encode(self, messages: list[dict[str, str]], *, thinking: bool | None = None) -> list[int]:
         return [ord(c) for c in self.render(messages, thinking=thinking)]
 
-    def opens_thinking(self, rendered: str) -> bool:
-        return rendered.endswith("<think>")
+    def prompt(
+        self, messages: Any, check: Callable[[str], None] = lambda text: None, /, **extra: Any
+    ) -> tuple[list[int], bool]:
+        rendered = self.render(messages, **extra)
+        check(rendered)
+        return self.encode(messages, **extra), rendered.endswith("<think>")
 
 
 class FakeEngine:

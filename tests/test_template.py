@@ -335,3 +335,43 @@ def test_the_worker_imports_little() -> None:
     code = "import sys, hetero.template_worker; print({'hetero.template', 'numpy', 'tokenizers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_worker_inherits_no_secrets(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HETERO_API_KEY", "a-key-of-this-test")
+    template = ChatTemplate("ok", tokenizer)
+    assert template.render([]) == "ok"
+    process = template._worker._process
+    assert process is not None
+    names = {entry.partition(b"=")[0] for entry in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")}
+    assert b"PYTHONPATH" in names
+    assert names - {b"", b"PYTHONPATH"} <= {b"LD_LIBRARY_PATH", b"PYTHONHOME", b"LANG", b"LC_ALL", b"TZ"}
+
+
+@pytest.mark.parametrize("source", ["{{ 'x' * 5000 }}", "{{ raise_exception('x' * 5000) }}"])
+def test_what_a_template_says_is_bounded(source: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hetero.template.REPLY_LIMIT", 2000)
+    template = ChatTemplate("{% if messages %}" + source + "{% else %}ok{% endif %}", tokenizer)
+    with pytest.raises(TemplateError) as failed:
+        template.render([user("a")])
+    assert len(str(failed.value)) < 1500
+    assert template.render([]) == "ok", "the next one is answered"
+
+
+def test_a_prompt_is_rendered_once(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    template, asked = ChatTemplate(None, tokenizer), []
+    plain = template._worker.render
+
+    def render(source: str, variables: dict[str, Any]) -> str:
+        asked.append(variables)
+        return plain(source, variables)
+
+    monkeypatch.setattr(template._worker, "render", render)
+    seen: list[str] = []
+    for thinking in (True, False):
+        found = template.prompt([user(f"what is {EOS}?")], seen.append, thinking=thinking, check=1)
+        assert len(asked) == len(seen) == 1 and asked[0]["check"] == 1
+        assert found == (template.encode([user(f"what is {EOS}?")], thinking=thinking), thinking)
+        assert seen == [template.render([user(f"what is {EOS}?")], thinking=thinking)]
+        asked.clear()
+        seen.clear()

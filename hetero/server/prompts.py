@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -43,10 +44,8 @@ def prompts_of(ask: Ask, loaded: Loaded) -> list[Prompt]:
     extra = dict(ask.template)
     if ask.tools.offered:
         extra["tools"] = list(ask.tools.functions)
-    rendered = loaded.template.render(ask.messages, thinking=ask.thinking.wanted, **extra)
-    check_length(rendered, loaded)
-    ids = loaded.template.encode(ask.messages, thinking=ask.thinking.wanted, **extra)
-    prompt = Prompt(ids, loaded.template.opens_thinking(rendered))
+    check, thinking = partial(check_length, loaded=loaded), ask.thinking.wanted
+    prompt = Prompt(*loaded.template.prompt(ask.messages, check, thinking=thinking, **extra))
     return [closed(loaded.tokenizer, prompt) if ask.thinking.wanted is False else prompt]
 
 
