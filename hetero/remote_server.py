@@ -110,7 +110,10 @@ class RemoteServer:
             return ResourceError(f"the certificate of {self.url} is not trusted: {error.verify_message}")
         if isinstance(error, RemoteDisconnected):
             return self._lost(error)
-        if isinstance(error, (HTTPException, ssl.SSLError)):
+        if isinstance(error, ssl.SSLError):
+            plain = self.url.replace("https:", "http:", 1)
+            return RequestError(f"{self.url} does not speak TLS: {error.reason or error}", "", f"try {plain}")
+        if isinstance(error, HTTPException):
             return self.foreign("answers with something else than HTTP")
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return ResourceError(f"no server answers at {self.url}: {said}", "", "hetero serve starts one")

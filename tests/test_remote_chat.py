@@ -188,6 +188,14 @@ def test_what_a_server_may_answer_instead(
     assert contents(chat) == ["two", "later"], "the conversation goes on without it"
 
 
+def test_a_server_without_tls_is_told(scripted: Any) -> None:
+    script = scripted()
+    secure = script.url.replace("http:", "https:")
+    with pytest.raises(RequestError, match=re.escape(f"{secure} does not speak TLS")) as found:
+        RemoteAnswers(RemoteServer(secure), None, {}, None)
+    assert f"try {script.url}" in str(found.value)
+
+
 def test_an_answer_that_breaks_off_is_kept(scripted: Any, capsys: pytest.CaptureFixture[str]) -> None:
     script = scripted(events(said(content="half"), end=False), events(said("stop", content="whole")))
     chat = chat_with(script)
