@@ -30,7 +30,7 @@ _STARTED = pytest.StashKey[list[subprocess.Popen]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: (compiles_for_gpu(item), interpreted(item)))
+    items.sort(key=interpreted)
 
 
 def compiles_for_gpu(item: pytest.Item) -> bool:
