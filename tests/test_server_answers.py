@@ -437,3 +437,11 @@ def test_defaults_and_names_of_the_server() -> None:
     assert status == 404 and json.loads(body)["error"]["code"] == "model_not_found"
     _, headers, _ = client.post("/v1/chat/completions", {"messages": USER, "temprature": 1})
     assert headers["x-hetero-unknown-fields"] == "temprature"
+
+
+def test_a_stream_that_fails_names_its_request() -> None:
+    scheduler = FakeScheduler([KernelError("a worker died")])
+    path = "/v1/messages"
+    _, headers, text = Client(scheduler).post(path, SAID[path] | {"stream": True})
+    failed = json.loads(text.split("data: ")[-1])
+    assert failed["type"] == "error" and failed["request_id"] == headers["request-id"]

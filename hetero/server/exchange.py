@@ -59,6 +59,10 @@ class Exchange:
         )
 
     @property
+    def request_id(self) -> str:
+        return self._record.id
+
+    @property
     def finished(self) -> bool:
         return all(choice.finished for choice in self.choices)
 

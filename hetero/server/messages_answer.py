@@ -62,7 +62,7 @@ class MessagesAnswer:
         return [event(last, "message_delta"), event({"type": "message_stop"}, "message_stop")]
 
     def failed(self, refusal: Refusal) -> list[bytes]:
-        return [event(refusal.document("/v1/messages", ""), "error")]
+        return [event(refusal.document("/v1/messages", self._exchange.request_id), "error")]
 
     def document(self, deltas: list[tuple[int, Delta]]) -> bytes:
         for index, delta in deltas:
