@@ -1,11 +1,13 @@
 """Clients of the socket that are slow, greedy, or break off: how long the server bears with them."""
 
 import errno
+import io
 import json
 import logging
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import pytest
 
 from hetero.errors import ResourceError
 from hetero.server.app import create_app
+from hetero.server.record import ToStderr
 from hetero.server.run import Server, listening
 from hetero.server.settings import Limits, ServeSettings
 from tests.fake_scheduler import FakeScheduler, fake_service
@@ -317,3 +320,33 @@ def test_a_body_that_does_not_come_holds_no_drain() -> None:
             while not server.should_exit:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
+
+
+def test_a_client_that_takes_little_now_and_then(connect: Connect, server: Server, scheduler: FakeScheduler) -> None:
+    """The kernel sees it take something; its connection was closed long ago."""
+    scheduler.answers = ["x"]
+    echoed = json.dumps({"prompt": "x" * 6_000_000, "echo": True}).encode()
+    with closing(socket.socket()) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        one.connect(connect().getpeername())
+        mine = one.getsockname()
+        one.sendall(post(echoed, None, "Connection: close", path="/v1/completions"))
+        deadline = time.monotonic() + PATIENCE
+        taken, served = 0, False
+        while not served or any(other.client == mine for other in server.server_state.connections):
+            served = served or not scheduler.answers
+            taken += len(one.recv(3000))
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert taken < 6_000_000
+    assert b"200 OK" in answers(connect())
+
+
+def test_the_log_goes_to_the_stderr_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [io.StringIO(), io.StringIO()]
+    handler = ToStderr()
+    for stream in said:
+        monkeypatch.setattr(sys, "stderr", stream)
+        handler.emit(logging.LogRecord("hetero.server", logging.INFO, "", 0, "hello", (), None))
+        said[0].close()
+    assert said[1].getvalue() == "hello\n"

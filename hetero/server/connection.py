@@ -26,6 +26,8 @@ class Connection(H11Protocol):
         self._limits = limits
         self._deadline: asyncio.TimerHandle | None = None
         self._first = b""
+        self._closing = False  # at the last look at it
+        self._look: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own says so
         super().connection_made(transport)
@@ -37,6 +39,15 @@ class Connection(H11Protocol):
             transport.close()
         else:
             self._watch()
+        self._look = self.loop.call_later(self._limits.write_seconds, self._look_again)
+
+    def _look_again(self) -> None:
+        """What is closed and still not gone then has a client that takes a little now and then: it is let go."""
+        if self._closing:
+            self.transport.abort()
+            return
+        self._closing = self.transport.is_closing()
+        self._look = self.loop.call_later(self._limits.write_seconds, self._look_again)
 
     def data_received(self, data: bytes) -> None:
         self._first = self._first or data[:1]
@@ -82,6 +93,8 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        if self._look is not None:
+            self._look.cancel()
         super().connection_lost(exc)
 
     def _watch(self) -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 from urllib.parse import quote
 
 from hetero.errors import HeteroError
@@ -135,9 +135,20 @@ def escaped(text: str) -> str:
     return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
+class ToStderr(logging.StreamHandler):
+    """What sys.stderr is when something is said: it may have been another one, closed since."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+
 def log_to_stderr(form: Literal["text", "json"]) -> None:
     """uvicorn's own errors, too: its warnings are of connections, and `Connection` says those better."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = ToStderr()
     handler.setFormatter(JsonFormat() if form == "json" else TextFormat())
     for name, level in (
         ("hetero.server", logging.INFO),

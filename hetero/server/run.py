@@ -4,6 +4,7 @@ import asyncio
 import errno
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -98,6 +99,7 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 timeout_keep_alive=round(limits.idle_seconds),
                 h11_max_incomplete_event_size=limits.header_bytes,
+                timeout_graceful_shutdown=math.ceil(limits.write_seconds),  # of who has not taken all of an answer
                 backlog=BACKLOG,
             )
         )
