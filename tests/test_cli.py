@@ -208,7 +208,7 @@ def test_chat_on_a_pipe(run: Run, loaded: dict[str, FakeEngine]) -> None:
         (["generate", "m", "-p", "x", "--sessions", "dir"], "sessions"),
         (["serve", "--host", "0.0.0.0"], "--api-key-file"),
         (["serve", "/nowhere.gguf", "--port", "0"], "/nowhere.gguf"),
-        (["serve", "--host", "192.0.2.1", "--insecure"], "choose another --port"),
+        (["serve", "--host", "192.0.2.1", "--insecure"], "--host is an address of this machine"),
         (["serve", "--api-key-file", "/nowhere.key"], "nowhere.key"),
         (["serve", "--max-token-gap", "0"], "--max-token-gap 0"),
         (["serve", "--cors-origin", "localhost"], "scheme://host"),
