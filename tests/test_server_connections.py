@@ -214,6 +214,7 @@ def test_requests_that_are_none(connect: Connect, sent: bytes, status: bytes) ->
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 5000, 431, "too long"),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400, "Host"),
         (post(b"", 5) + b"{}   what the capital of France is\r\n\r\n", 400, "illegal request line"),
+        (post(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: gzip"), 400, "Only Transfer-Encoding"),
         (post(b"zz\r\n").replace(b"Content-Length: 4", b"Transfer-Encoding: chunked"), 400, "illegal chunk"),
     ],
 )

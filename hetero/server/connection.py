@@ -59,7 +59,7 @@ class Connection(H11Protocol):
         the rest of a body whose length was wrong."""
         error = sys.exception()
         what = str(error).partition(":")[0] if isinstance(error, h11.RemoteProtocolError) else msg
-        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        status = 431 if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431 else 400
         if self._first == TLS_HANDSHAKE:
             what = "it speaks TLS, which this server does not; its address begins with http://"
         id = request_id(None)
