@@ -191,7 +191,7 @@ def long_text(rng: random.Random) -> Made:
 
 def too_many(rng: random.Random) -> Made:
     path, document = "/v1/chat/completions", copy.deepcopy(VALID["/v1/chat/completions"])
-    count = rng.choice([129, 5000])
+    count = rng.choice([513, 5000])
     more: list[dict[str, Any]] = [
         {"stop": [f"s{at}" for at in range(count)]},
         {"stop": ["x" * 100_000]},

@@ -223,6 +223,12 @@ def test_a_whole_address_as_target(target: str, host: str, status: int) -> None:
     assert (found, record.path) == (status, "/" if target == "http://localhost" else "/v1/models")
 
 
+def test_whose_page_asks_is_compared_with_the_target() -> None:
+    target = "http://localhost:8000/v1/models"
+    assert ask(ServeSettings(), target, host="evil.example", origin="http://localhost:8000")[0] == 200
+    assert ask(ServeSettings(), target, host="evil.example", origin="http://evil.example")[0] == 403
+
+
 def test_a_key_is_needed_whatever_form_the_target_has() -> None:
     assert ask(ServeSettings(keys=(KEY,)), "http://localhost/v1/models")[0] == 401
     assert ask(ServeSettings(keys=(KEY,)), "http://localhost/health")[0] == 200

@@ -32,7 +32,7 @@ class Limits:
     json_members: int = 50_000  # of all its objects
     json_values: int = 300_000  # of all its lists and objects: prompts may be token ids
     messages: int = 4096
-    tools: int = 128
+    tools: int = 512  # OpenAI takes 128; agents with a few MCP servers send more, and schemas have a limit of their own
     stop_strings: int = 16
     stop_characters: int = 1024  # of one
     logit_biases: int = 1024

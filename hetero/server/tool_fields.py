@@ -82,7 +82,7 @@ def offered(
     Refusal: too many, two of one name, none where others are asked for, or a choice that cannot be made among them.
     """
     if len(definitions) > limits.tools:
-        raise bad(f"there are {len(definitions)} tools", f"at most {limits.tools}", param="tools")
+        raise bad(f"there are {len(definitions)} tools", f"at most {limits.tools}", "offer fewer", param="tools")
     for at, tool in enumerate(tools):
         if isinstance(tool, OtherTool) and not definitions and choice != "none":
             found, param = f"tools[{at}].type is {tool.type!r}", f"tools[{at}].type"
