@@ -50,12 +50,13 @@ class Ask:
     """Messages for the chat template, or texts (or token ids) to go on with.
 
     `sampling.max_tokens`: as the client said; None, and more than there is room for: to the end of the context.
-    `logprobs`: how many alternatives are shown for each token.
+    `logprobs`: how many alternatives are shown for each token. `source`: the field that the prompt is made of.
     """
 
     sampling: Sampling
     messages: tuple[dict[str, Any], ...] | None = None
     texts: tuple[str | tuple[int, ...], ...] = ()
+    source: str = "messages"
     choices: int = 1
     logprobs: int | None = None
     progress: bool = False

@@ -52,6 +52,7 @@ class CompletionForm(SamplingFields, OtherForms):
         return Ask(
             sampling=sampled(self, defaults, self.max_tokens or self.n_predict or DEFAULT_TOKENS, limits),
             texts=texts,
+            source="prompt",
             choices=copies,
             logprobs=self.logprobs,
             progress=bool(self.return_progress),

@@ -55,7 +55,7 @@ async def tokenize(request: Request) -> Response:
         ask = Ask(Sampling(), messages, template=template_variables(form.chat_template_kwargs or {}))
         ids = await call.encoded(ask)
     else:
-        check_length(content or "", loaded)
+        check_length(content or "", "content", loaded)
         special, bos = bool(form.parse_special), bool(form.add_special)
         ids = await call.apart(lambda: loaded.tokenizer.encode(content or "", special=special, bos=bos))
     return await call.apart(lambda: tokenized(ids, loaded, bool(form.with_pieces)))

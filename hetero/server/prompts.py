@@ -40,25 +40,25 @@ def prepare(ask: Ask, loaded: Loaded) -> list[Prepared]:
 
 def prompts_of(ask: Ask, loaded: Loaded) -> list[Prompt]:
     if ask.messages is None:
-        return [prompt_of(text, loaded) for text in ask.texts]
+        return [prompt_of(text, ask, loaded) for text in ask.texts]
     extra = dict(ask.template)
     if ask.tools.offered:
         extra["tools"] = list(ask.tools.functions)
-    check, thinking = partial(check_length, loaded=loaded), ask.thinking.wanted
+    check, thinking = partial(check_length, source=ask.source, loaded=loaded), ask.thinking.wanted
     prompt = Prompt(*loaded.template.prompt(ask.messages, check, thinking=thinking, **extra))
     return [closed(loaded.tokenizer, prompt) if ask.thinking.wanted is False else prompt]
 
 
-def check_length(text: str, loaded: Loaded) -> None:
+def check_length(text: str, source: str, loaded: Loaded) -> None:
     """Refusal of what is far too long, before it takes a core for a minute to know how much."""
     if (least := loaded.tokenizer.least_tokens(text)) > loaded.context:
-        raise too_long(least, loaded.context, at_least=True)
+        raise too_long(least, loaded.context, source, at_least=True)
 
 
-def prompt_of(text: str | tuple[int, ...], loaded: Loaded) -> Prompt:
+def prompt_of(text: str | tuple[int, ...], ask: Ask, loaded: Loaded) -> Prompt:
     tokenizer = loaded.tokenizer
     if isinstance(text, str):
-        check_length(text, loaded)
+        check_length(text, ask.source, loaded)
         return text_prompt(tokenizer, text)
     ids = np.array(text, np.int64)
     wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
@@ -71,10 +71,10 @@ def fitted(prompt: Prompt, ask: Ask, loaded: Loaded) -> Prepared:
     """More tokens than there is room for means: to the end of the context."""
     asked = ask.sampling.max_tokens
     if not prompt.ids:
-        raise bad("the prompt is empty", "at least one token is needed", "give some text")
+        raise bad("the prompt is empty", "at least one token is needed", "give some text", param=ask.source)
     room = loaded.context - len(prompt.ids)
     if room < 1:
-        raise too_long(len(prompt.ids), loaded.context)
+        raise too_long(len(prompt.ids), loaded.context, ask.source)
     most = room if asked is None else min(asked, room)
     sampling = replace(ask.sampling, max_tokens=most)
     return Prepared(

@@ -71,10 +71,10 @@ def bad(found: str, limit: str = "", remedy: str = "", *, param: str | None = No
     return Refusal(400, "; ".join(part for part in (found, limit, remedy) if part), param=param, code=code)
 
 
-def too_long(prompt: int, context: int, at_least: bool = False) -> Refusal:
+def too_long(prompt: int, context: int, param: str | None = None, at_least: bool = False) -> Refusal:
     found = f"the prompt has {'at least ' if at_least else ''}{prompt:,} tokens"
     limit = f"the context holds {context:,}" + (", one of them the answer's" if prompt == context else "")
-    return bad(found, limit, "shorten the prompt", param="messages", code="context_length_exceeded")
+    return bad(found, limit, "shorten the prompt", param=param, code="context_length_exceeded")
 
 
 def refusal_of(error: BaseException) -> Refusal:

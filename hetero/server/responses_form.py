@@ -72,6 +72,7 @@ class PromptFields(Form):
         return Ask(
             sampling=Sampling(),
             messages=self._messages(limits),
+            source="input",
             thinking=Thinking(None if reasoning is None else reasoning != "none", effort=effort),
             tools=tools_of(self.tools or [], self.tool_choice, self.parallel_tool_calls is not False, limits),
             format=self._format(),
