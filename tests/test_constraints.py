@@ -95,6 +95,10 @@ SCHEMAS: dict[str, Any] = {
     "map": {"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 1, "maxProperties": 3},
     "patterns": {"type": "object", "patternProperties": {"^[a-c]$": {"type": "null"}}, "additionalProperties": False},
     "all of": {"allOf": [{"required": ["a"]}, {"type": "object", "properties": {"a": {"type": "boolean"}}}]},
+    "inherited": {
+        "$defs": {"base": {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}},
+        "allOf": [{"$ref": "#/$defs/base"}, {"properties": {"b": {"type": "boolean"}}, "required": ["b"]}],
+    },
     "tuple": {"type": "array", "prefixItems": [{"type": "string"}, {"type": "null"}], "items": False, "minItems": 2},
     "tree": {
         "$defs": {
@@ -129,6 +133,54 @@ def test_documents_are_valid(v3: Vocabulary, name: str) -> None:
         validator.validate(json.loads(text))
         written.add(text)
     assert len(written) > 1
+
+
+LISTED = {  # as pydantic writes them
+    "$defs": {
+        "Cat": {
+            "type": "object",
+            "properties": {"kind": {"const": "cat", "type": "string"}, "lives": {"type": "integer"}},
+            "required": ["kind"],
+        },
+        "Dog": {
+            "type": "object",
+            "properties": {"kind": {"const": "dog", "type": "string"}, "owner": {"$ref": "#/$defs/Owner"}},
+            "required": ["kind", "owner"],
+        },
+        "Owner": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 3}}},
+    },
+    "type": "object",
+    "properties": {
+        "pets": {
+            "type": "array",
+            "items": {"oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}]},
+            "minItems": 2,
+            "maxItems": 3,
+        },
+        "owner": {"anyOf": [{"$ref": "#/$defs/Owner"}, {"type": "null"}], "default": None},
+        "heir": {"allOf": [{"$ref": "#/$defs/Owner"}], "description": "older versions"},
+    },
+    "required": ["pets", "owner", "heir"],
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_no_property_but_those_listed(v3: Vocabulary, strict: bool) -> None:
+    """A document of an open schema, for generation, has the keys that the schema names; in arguments of tools too."""
+    schema = json.loads(json.dumps(LISTED).replace("oneOf", "anyOf" if strict else "oneOf"))
+    validator = jsonschema_rs.validator_for(schema)
+    tools = Calls(NAMED, [tool("go", schema, strict)], required=True, parallel=False)
+    document = constraint_for(v3, NEVER_THINKS, schema=Schema(schema, strict))
+    arguments = constraint_for(v3, NEVER_THINKS, calls=tools)
+    for seed in range(6):
+        found = [json.loads(v3.tokenizer.decode(draw(v3, document, seed)))]
+        found.append(read_call(v3, NAMED, draw(v3, arguments, seed))[1])
+        for value in found:
+            validator.validate(value)
+            assert set(value) == {"pets", "owner", "heir"}
+            assert {*(value["owner"] or ()), *value["heir"]} <= {"name"}
+            for pet in value["pets"]:
+                assert set(pet) <= ({"kind", "lives"} if pet["kind"] == "cat" else {"kind", "owner"})
 
 
 def test_an_object_is_an_object(v3: Vocabulary) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hetero.server.closed_objects import closed
 from hetero.tool_format import ToolFormat
 
 # Once at most between two parts of a document: a space, or a line break and indentation. What JSON allows has no end,
@@ -14,7 +15,10 @@ WHITESPACE = r"(?:\x20|\r?\n[\x20\t]{0,40})"
 
 @dataclass(frozen=True)
 class Schema:
-    """The answer is a JSON document of this schema. Not `strict`: keywords that cannot be enforced are left out."""
+    """The answer is a JSON document of this schema, its objects closed as closed_objects.py says.
+
+    Not `strict`: keywords that cannot be enforced are left out.
+    """
 
     document: Mapping[str, Any] | bool
     strict: bool = False
@@ -55,7 +59,8 @@ def callable_tools(calls: Calls) -> list[Mapping[str, Any]]:
 
 
 def json_rule(schema: Schema) -> str:
-    document = {} if schema.document is True else {"enum": []} if schema.document is False else dict(schema.document)
+    found = closed(schema.document)
+    document = {} if found is True else {"enum": []} if found is False else dict(found)
     options = {"whitespace_pattern": WHITESPACE, "lenient": not schema.strict}
     return "%json " + json.dumps(document | {"x-guidance": options})
 
