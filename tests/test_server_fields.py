@@ -270,6 +270,9 @@ def test_values_that_ask_for_nothing() -> None:
         assert ask(kind, repeat_penalty=1.25, repetition_penalty=1.5).sampling.repetition_penalty == 1.5
         assert ask(kind, stop="").sampling.stop == ()
     assert ask(ChatForm, max_completion_tokens=-1).sampling.max_tokens == 1 << 31
+    responses = ask(ResponsesForm, max_output_tokens=-1, top_k=-1)
+    assert (responses.sampling.max_tokens, responses.sampling.top_k) == (1 << 31, 0)
+    assert ask(MessagesForm, top_k=-1).sampling.top_k == 0
     assert ask(ChatForm, logprobs=False, top_logprobs=0).logprobs is None
     assert ask(MessagesForm, stop_sequences=[""]).sampling.stop == ()
 

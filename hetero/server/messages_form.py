@@ -12,7 +12,7 @@ from hetero.server.message_parts import check_count
 from hetero.server.messages_blocks import Block, Turn, plain, template_messages
 from hetero.server.reasons import BY_THE_MODEL, CACHED, NO_TOOLS, NOT_GONE_ON, ONE_TIER, ONE_USER, STORED
 from hetero.server.refusal import bad
-from hetero.server.sampling_fields import SamplingFields, Share, Temperature, Tokens, sampled, stops
+from hetero.server.sampling_fields import SamplingFields, Share, Temperature, Tokens, TopK, sampled, stops
 from hetero.server.settings import Limits
 from hetero.server.tool_fields import STRICT, OtherTool, offered
 
@@ -121,7 +121,7 @@ class MessagesForm(CountForm):
     stream: bool | None = None
     temperature: Temperature | None = None
     top_p: Share | None = None
-    top_k: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
+    top_k: TopK | None = Field(default=None, description="0 and -1 keep all.")
     stop_sequences: list[str] | None = None
     return_progress: bool | None = Field(default=None, description="Extension: what was read, in `ping` events.")
     metadata: Any = no_effect(ONE_USER)

@@ -13,8 +13,8 @@ from hetero.server.refusal import bad
 from hetero.server.responses_items import Item, template_messages
 from hetero.server.responses_tools import Choice, Tool, shown, tools_of
 from hetero.server.sampling_fields import (
+    OpenTokens,
     SamplingFields,
-    Tokens,
     TopLogprobs,
     sampled,
 )
@@ -105,7 +105,7 @@ class InputTokensForm(PromptFields):
 class ResponsesForm(PromptFields, SamplingFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_output_tokens: Tokens | None = None
+    max_output_tokens: OpenTokens | None = None
     top_logprobs: TopLogprobs | None = None
     include: list[str] | None = Field(default=None, description=f"{LOGPROBS}; reasoning.encrypted_content: no effect.")
     metadata: dict[str, str] | None = Field(default=None, description="Sent back.")
@@ -143,7 +143,7 @@ def echoed(form: ResponsesForm, sampling: Sampling) -> dict[str, Any]:
     text = layout.model_dump(by_alias=True, exclude_unset=True) if layout else {"type": "text"}
     return {
         "instructions": form.instructions,
-        "max_output_tokens": form.max_output_tokens,
+        "max_output_tokens": None if form.max_output_tokens == -1 else form.max_output_tokens,
         "metadata": form.metadata or {},
         "parallel_tool_calls": form.parallel_tool_calls is not False,
         "previous_response_id": None,

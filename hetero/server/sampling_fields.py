@@ -16,6 +16,7 @@ Penalty = Annotated[float, Field(ge=-100, le=100)]
 NO_BOUND = 1 << 31
 Tokens = Annotated[int, Field(ge=1, le=NO_BOUND)]
 OpenTokens = Tokens | Literal[-1]  # as many as there is room for
+TopK = Annotated[int, Field(ge=0, le=1 << 31)] | Literal[-1]  # 0 and -1 keep all
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]
 MODEL_ENDS = "the model ends its answer"
@@ -33,9 +34,7 @@ class SamplingFields(Form):
     )
     seed: Seed | None = None
     stop: str | list[str] | None = None
-    top_k: Annotated[int, Field(ge=0, le=1 << 31)] | Literal[-1] | None = Field(
-        default=None, description="Extension: 0 and -1 keep all."
-    )
+    top_k: TopK | None = Field(default=None, description="Extension: 0 and -1 keep all.")
     min_p: Share | None = Field(default=None, description="Extension.")
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = Field(default=None, description="Extension.")
     repeat_penalty: Annotated[float, Field(gt=0, le=100)] | None = Field(
