@@ -418,6 +418,24 @@ def test_a_call_is_required(written: tuple[Vocabulary, ToolFormat]) -> None:
     assert seen == set(SCHEMA_OF) and most > 1
 
 
+def test_no_token_is_lost_before_a_call(written: tuple[Vocabulary, ToolFormat]) -> None:
+    """No white space, but for a blank line after reasoning, which models write there."""
+    vocabulary, format = written
+    calls = Calls(format, TOOLS, required=True)
+    (first, *_) = vocabulary.tokenizer.encode(format.calls_begin, special=format.marked)
+    blank = {id for id, text in enumerate(vocabulary.tokens) if text and not text.strip()}
+    bare = set(allowed(constraint_for(vocabulary, NEVER_THINKS, calls=calls)().mask(), vocabulary.size).tolist())
+    assert first in bare and not blank & bare
+    constraint = constraint_for(vocabulary, Prompt([1], opens_thinking=True), calls=calls)()
+    for id in vocabulary.tokenizer.encode("</think>", special=True):
+        constraint.accept(id)
+    for at in range(3):
+        choices = set(allowed(constraint.mask(), vocabulary.size).tolist())
+        assert first in choices and bool(blank & choices) == (at < 2)
+        if at < 2:
+            constraint.accept(vocabulary.token("\n"))
+
+
 def test_one_call_of_one_tool(written: tuple[Vocabulary, ToolFormat]) -> None:
     vocabulary, format = written
     calls = Calls(format, TOOLS, required=True, only=("go.to-1",), parallel=False)

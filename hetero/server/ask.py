@@ -36,6 +36,11 @@ class Tools:
     def offered(self) -> bool:
         return bool(self.functions) and self.choice != "none"
 
+    @property
+    def required(self) -> bool:
+        """The answer is a call."""
+        return self.offered and self.choice != "auto"
+
 
 @dataclass(frozen=True)
 class JsonFormat:

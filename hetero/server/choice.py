@@ -105,11 +105,15 @@ class Choice:
         self.usage.cached_tokens = event.telemetry.cached_tokens
         if event.reason == "failed" or (event.reason == "cancelled" and not self.stopped):
             return [Failed(event.error or HeteroError("the answer was cancelled"))]
-        deltas = [] if self._text.stopped else self._told(self._text.finish())
+        cut = self._text.stopped or event.reason != "stop"
+        pieces = [] if self._text.stopped else self._text.finish()
+        if cut and self._parser and self._parser.calling:  # of a mark or an argument that was cut within a character
+            pieces = [piece._replace(text=piece.text.rstrip("\ufffd")) for piece in pieces]
+        deltas = self._told(pieces)
         if deltas and self._thinking:
             self._thought()
-        deltas += self._parsed(self._parser.finish()) if self._parser else []
-        deltas += [] if self._called else self._spoken()
+        deltas += self._parsed(self._parser.finish(cut)) if self._parser else []
+        deltas += [] if self._called or (self._parser and self._parser.dropped) else self._spoken()
         return [*deltas, self._finish(event.reason)]
 
     def _finish(self, reason: Reason) -> Finished:
@@ -141,7 +145,7 @@ class Choice:
             if self.stopped:
                 break
             if isinstance(part, str):
-                self._blank += part
+                self._blank += "" if self._prepared.only_calls else part  # so much of one as came before it was cut
                 if not (self._holds_blanks and self._blank.isspace()):
                     deltas += self._spoken()
             else:

@@ -158,10 +158,10 @@ def constraint_for(
     if schema is None and calls is None:
         return None
     bare = calls is not None and calls.format.marked and not calls.required and schema is None
-    matcher = compiled(vocabulary, schema, calls, after_gate=bare)
+    opening, closing = thinking_ids(vocabulary.tokenizer, prompt)
+    matcher = compiled(vocabulary, schema, calls, bare, after_thinking=closing is not None)
     stops = vocabulary.bits(vocabulary.tokenizer.stop_ids, others=True)
     begin = calls.format.ids[0] if bare and calls else None
-    opening, closing = thinking_ids(vocabulary.tokenizer, prompt)
 
     def make() -> Constraint:
         answer: Constraint = Grammar(matcher.deep_copy(), vocabulary.size)
@@ -192,7 +192,7 @@ def thinking_ids(tokenizer: Tokenizer, prompt: Prompt) -> tuple[int | None, int 
 
 
 def compiled(
-    vocabulary: Vocabulary, schema: Schema | None, calls: Calls | None, after_gate: bool
+    vocabulary: Vocabulary, schema: Schema | None, calls: Calls | None, after_gate: bool, after_thinking: bool
 ) -> llguidance.LLMatcher:
     named = [(f"the schema of {what}", one) for what, one in schemas_of(schema, calls)]
     if (size := sum(check_schema(one.document, what) for what, one in named)) > BYTES:
@@ -200,7 +200,7 @@ def compiled(
     if calls is not None:
         check_names(calls.tools)
     rules = [json_rule(one) for _, one in named]
-    matcher = matcher_of(vocabulary, grammar_text(rules, schema, calls, after_gate))
+    matcher = matcher_of(vocabulary, grammar_text(rules, schema, calls, after_gate, after_thinking))
     if matcher.is_error():  # which of them, and can it be had with less?
         for at, (what, one) in enumerate(named):
             alone = matcher_of(vocabulary, f"%llguidance {{}}\nstart: {rules[at]}\n")
@@ -208,7 +208,7 @@ def compiled(
                 raise refused(what, alone)
             if alone.is_error():
                 rules[at] = json_rule(ANY_OBJECT)
-        matcher = matcher_of(vocabulary, grammar_text(rules, schema, calls, after_gate))
+        matcher = matcher_of(vocabulary, grammar_text(rules, schema, calls, after_gate, after_thinking))
     if matcher.is_error():
         raise refused("the schemas together", matcher)
     started = time.perf_counter()

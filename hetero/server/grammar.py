@@ -65,13 +65,16 @@ def json_rule(schema: Schema) -> str:
     return "%json " + json.dumps(document | {"x-guidance": options})
 
 
-def grammar_text(rules: Sequence[str], schema: Schema | None, calls: Calls | None, after_gate: bool) -> str:
-    """`rules`: of the schemas, as `schemas_of` lists them. `after_gate`: the begin of the section has come already."""
+def grammar_text(
+    rules: Sequence[str], schema: Schema | None, calls: Calls | None, after_gate: bool, after_thinking: bool
+) -> str:
+    """`rules`: of the schemas, as `schemas_of` lists them. `after_gate`: the begin of the section has come already.
+    `after_thinking`: reasoning may come before, at the end of which models write line breaks."""
     lines = ["%llguidance {}"]
     if calls is None:
         lines += ["start: WS? answer"]
     elif calls.required:
-        lines += ["start: WS? begin section"]
+        lines += ["start: BREAK? begin section" if after_thinking else "start: begin section"]
     elif schema is not None:
         lines += ["start: WS? (answer | begin section)"]
     elif after_gate:
@@ -82,7 +85,7 @@ def grammar_text(rules: Sequence[str], schema: Schema | None, calls: Calls | Non
             "TEXT: /(.|\\n)*/",
             f"head[lazy]: TEXT {quoted(calls.format.calls_begin)}",
         ]
-    lines += ["WS: /[ \\n]{1,8}/"]
+    lines += ["WS: /[ \\n]{1,8}/", "BREAK: /\\n{1,2}/"]
     if calls is not None:
         tools = callable_tools(calls)
         lines += section_rules(calls, [tool["function"]["name"] for tool in tools])

@@ -29,6 +29,7 @@ class Prepared:
     logprobs: int | None = None
     calls: ToolFormat | None = None
     parallel: bool = True  # the answer may go on after a call
+    only_calls: bool = False  # nothing else may come
     document: bool = False  # the answer is JSON
     constraint: Callable[[], Constraint | None] | None = None
 
@@ -85,6 +86,7 @@ def fitted(prompt: Prompt, ask: Ask, loaded: Loaded) -> Prepared:
         logprobs=ask.logprobs,
         calls=loaded.template.tool_format if ask.tools.offered else None,
         parallel=ask.tools.parallel,
+        only_calls=ask.tools.required,
         document=ask.format is not None,
         constraint=constraint(ask, prompt, loaded),
     )
@@ -95,8 +97,7 @@ def constraint(ask: Ask, prompt: Prompt, loaded: Loaded) -> Callable[[], Constra
     tools, calls, schema = ask.tools, None, None
     if tools.offered:
         only = tools.choice if isinstance(tools.choice, tuple) else tools.allowed
-        required = tools.choice not in ("auto", "none")
-        calls = Calls(loaded.template.tool_format, tools.functions, required, only, tools.parallel)
+        calls = Calls(loaded.template.tool_format, tools.functions, tools.required, only, tools.parallel)
     if ask.format is not None:
         schema = ANY_OBJECT if ask.format.schema is None else Schema(ask.format.schema, ask.format.strict)
     budget = budget_of(ask.thinking)

@@ -41,7 +41,8 @@ class ToolCallParser:
 
     Whatever begins like a call and is none comes out as text, as it was written. Once the name and the first brace of
     the arguments are there, it is a call: what follows up to its end are its arguments, good JSON or not. A call that
-    is cut off ends where the text ends. Arguments that were left out are an empty object.
+    is cut off ends where the text ends; before its first brace there is nothing of it to tell. Arguments that were left
+    out are an empty object. `dropped`: so much began like a call that was cut off.
     """
 
     def __init__(self, format: ToolFormat):
@@ -54,6 +55,7 @@ class ToolCallParser:
         self._section = ""  # of calls, as written, as long as it holds none
         self._index = -1
         self._written = False  # something of the arguments
+        self.dropped = ""
 
     def push(self, text: str) -> list[Part]:
         self._held += text
@@ -62,14 +64,21 @@ class ToolCallParser:
             pass
         return joined(parts)
 
-    def finish(self) -> list[Part]:
-        """The answer ended, perhaps in the middle."""
+    @property
+    def calling(self) -> bool:
+        """The marks that begin a call are there, or it has begun."""
+        return self._state != self._text
+
+    def finish(self, cut: bool = False) -> list[Part]:
+        """The answer ended, perhaps in the middle. `cut`: not by the model, which would have gone on."""
         held, self._held = self._held, ""
         parts: list[Part] = []
         if self._state == self._arguments:
             self._ended(parts, held[: len(held) - overlap(held, self._call_end)])
         elif self._state == self._between and not self._section:
             parts.append("" if self._end.startswith(held.strip()) else held.strip())
+        elif cut and self.calling:
+            self.dropped = self._section + held
         else:
             parts.append(self._section + held)
         self._state, self._section = self._text, ""
