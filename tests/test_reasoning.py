@@ -67,9 +67,10 @@ def test_the_end_is_forced_token_by_token(vocabulary: Vocabulary) -> None:
         constraint.accept(id)
     assert forced(constraint) == ending
     assert constraint.tokens == 5 and not constraint.ended
-    for id in encode("the answer is free, </think> too"):
+    (closing,) = encode("</think>", special=True)
+    for id in encode("the answer is free, but does not end the thinking again"):
         constraint.accept(id)
-        assert constraint.mask() is None
+        assert set(range(vocabulary.size)) - set(choices(constraint)) == {closing}
     assert constraint.tokens == 5
 
 
@@ -95,7 +96,7 @@ def test_what_was_cut_off_is_answered(vocabulary: Vocabulary) -> None:
         found = choices(constraint)
         assert not stops & set(found) and 1 < len(found) <= most
         constraint.accept(vocabulary.tokenizer.encode("7")[0])
-        assert constraint.mask() is None or stops <= set(choices(constraint))
+        assert stops <= set(choices(constraint))
     for id in vocabulary.tokenizer.encode("short</think>"):
         ended.accept(id)
     assert ended.mask() is None, "what came to its end by itself is left alone"
@@ -259,6 +260,15 @@ def test_what_is_told_where_a_budget_cuts(loaded: Loaded) -> None:
     assert thoughts == thoughts.strip("\n") and len(loaded.tokenizer.encode(thoughts)) <= 5
     assert 1 <= choice.usage.reasoning_tokens <= 5
     assert text and text == text.lstrip("\n") and "think>" not in thoughts + text
+
+
+@pytest.mark.parametrize("budget", [1, 2])
+def test_a_thought_that_goes_on_in_the_answer_is_not_closed_again(loaded: Loaded, budget: int) -> None:
+    """The bundled model would: its first words behind the mark belong to the thought."""
+    for question in ("Who are you?", "What is the capital of France?"):
+        ask = Ask(Sampling(temperature=0.0, max_tokens=40), ({"role": "user", "content": question},))
+        _, text, _ = answered(loaded, replace(ask, thinking=Thinking(True, budget)))
+        assert text and "</think>" not in text
 
 
 def said(scheduler: Scheduler, tokenizer: Tokenizer, prompt: Prompt, constraint: Constraint | None) -> list[int]:

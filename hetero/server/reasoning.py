@@ -31,7 +31,8 @@ State = Literal["start", "thinking", "cut off", "answer"]
 class ReasoningBudget:
     """A Constraint: after `budget` tokens of thinking, ENDING is forced, token by token. Around it `inner`, if any.
 
-    What was cut off is answered: the first token behind ENDING does not end the text. `tokens`: those of the thinking
+    What was cut off is answered: the first token behind ENDING does not end the text, and none ends the thinking again,
+    as a model does that goes on with its thought. `tokens`: those of the thinking
     so far, without the marks and what was forced. Only for models with `</think>`.
     """
 
@@ -40,6 +41,7 @@ class ReasoningBudget:
         self._opening, self._closing = thinking_ids(vocabulary.tokenizer, prompt)
         self._state: State = "start" if self._opening is not None else "thinking"
         self._forced = vocabulary.tokenizer.encode(ENDING, special=True)
+        self._cut: list[np.ndarray] = []  # once it was cut off: masks without `</think>`, first without an end as well
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.tokens = 0
 
@@ -47,7 +49,7 @@ class ReasoningBudget:
         if self._state == "thinking" and self._spent:
             return self._vocabulary.bits([self._forced[0]], others=False)
         mask = self._inner.mask() if self._inner is not None else None
-        return self._said(mask) if self._state == "cut off" else mask
+        return narrowed(mask, self._cut[self._state == "answer"]) if self._cut else mask
 
     def accept(self, id: int) -> None:
         if self._inner is not None:
@@ -68,22 +70,24 @@ class ReasoningBudget:
         over = self.tokens - self._budget
         return over >= HALF_CHARACTER or (over >= 0 and not self._characters.getstate()[0])
 
-    def _said(self, mask: np.ndarray | None) -> np.ndarray | None:
-        """`mask` without the tokens that end an answer, where it has others."""
-        going_on = self._vocabulary.bits(self._vocabulary.tokenizer.stop_ids, others=True)
-        if mask is not None:
-            going_on &= mask
-        return going_on if going_on.any() else mask
-
     def _think(self, id: int) -> None:
         if self._spent:
             self._forced = self._forced[1:]
-            self._state = "thinking" if self._forced else "cut off"
+            if not self._forced:
+                self._state = "cut off"
+                closing, stops = frozenset({self._closing or 0}), self._vocabulary.tokenizer.stop_ids
+                self._cut = [self._vocabulary.bits(ids, others=True) for ids in (closing | stops, closing)]
         elif id == self._closing:
             self._state = "answer"
         else:
             self.tokens += 1
             self._characters.decode(self._vocabulary.tokenizer.token_bytes(id))
+
+
+def narrowed(mask: np.ndarray | None, others: np.ndarray) -> np.ndarray:
+    """What both allow; as `mask` says where that is nothing."""
+    both = others if mask is None else others & mask
+    return both if mask is None or both.any() else mask
 
 
 def budget_of(thinking: Thinking) -> int | None:
