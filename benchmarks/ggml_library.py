@@ -78,6 +78,15 @@ def libraries() -> tuple[CDLL, CDLL]:
     if package is None or package.origin is None:
         raise SystemExit("llama-cpp-python is not installed: pip install 'hetero[llama]'")
     folder = Path(package.origin).parent / "lib"
-    base, cpu = (CDLL(str(folder / f"libggml-{part}.so")) for part in ("base", "cpu"))
+    base, cpu = (CDLL(str(named(folder, f"libggml-{part}.so"))) for part in ("base", "cpu"))
     _declare(base, _BASE).ggml_log_set(ctypes.cast(_silent, c_void_p), None)
     return base, _declare(cpu, _CPU)
+
+
+def named(folder: Path, name: str) -> Path:
+    """The library under the name by which others ask for it, `name`.0.
+
+    A wheel holds a copy for each of its names, no links. By the plain one a process that runs llama.cpp, too, would get
+    a second ggml, half of which is bound to the first.
+    """
+    return next(iter(sorted(folder.glob(f"{name}.[0-9]"))), folder / name)

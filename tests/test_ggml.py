@@ -1,6 +1,7 @@
 """ggml through its own libraries computes what the benchmarks say it does: products and routed experts."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,3 +78,11 @@ def test_experts(ggml: Ggml, down: str, repack: bool) -> None:
 def test_wrong_size_is_refused(ggml: Ggml) -> None:
     with pytest.raises(ValueError, match="ggml counts"):
         ggml.product("Q4_K", aligned(64 * 143).reshape(64, 143), 256)
+
+
+def test_there_is_one_ggml_beside_llama_cpp(ggml: Ggml) -> None:
+    """A second copy of it would be bound to the first in part, and end the process."""
+    pytest.importorskip("llama_cpp")
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    for part in ("base", "cpu"):
+        assert len({line.split()[4] for line in maps if f"/libggml-{part}.so" in line}) == 1
