@@ -10,7 +10,6 @@ Every tensor is drawn from (seed, name): the same shape, type and seed give the 
 import argparse
 import ctypes
 import functools
-import importlib.util
 import math
 import zlib
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
+from benchmarks.ggml_library import libraries
 from tests.model_shapes import SHAPES, Shape, Tensor, tensors
 from tests.random_blocks import random_blocks
 from tests.vocabulary import add_vocabulary
@@ -104,11 +104,8 @@ def mixture_type(t: Tensor, s: Shape) -> Type:
 
 @functools.cache
 def ggml() -> ctypes.CDLL:
-    """llama-cpp-python's ggml, for the quantizers that the gguf package lacks; found without importing llama_cpp."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        raise RuntimeError("K-quants and IQ4 need ggml's quantizer: pip install 'hetero[test]'")
-    library = ctypes.CDLL(str(next((Path(spec.origin).parent / "lib").glob("libggml-base.*"))))
+    """llama-cpp-python's ggml, for the quantizers that the gguf package lacks."""
+    library, _ = libraries()
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
