@@ -1,6 +1,5 @@
 """llama.cpp at its fast settings, as a contestant: flash attention where it can, prompts in batches of 512."""
 
-import ctypes
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from hetero.errors import FileError, ResourceError, UnsupportedError
 from hetero.probe import resident_bytes
+from hetero.reference import silence
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # ggml's type numbers
 FLASH_AUTO = -1
@@ -29,8 +29,7 @@ class LlamaCpp:
 
     def __init__(self, path: str, context: int, kv: str, threads: int, rearranged: bool):
         self._api = api = llama_cpp()
-        self._silence = api.llama_log_callback(lambda level, text, user: None)  # kept: C holds a pointer to it
-        api.llama_log_set(self._silence, ctypes.c_void_p(0))
+        silence(api)
         api.llama_backend_init()
         started = perf_counter()
         model = api.llama_model_default_params()

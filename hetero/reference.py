@@ -6,6 +6,7 @@ Exact means: flash attention off (with it on, f32 KV silently becomes f16) and n
 import ctypes
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,23 @@ from hetero.errors import FileError, ResourceError, UnsupportedError
 KV_TYPES = {"f32": 0, "f16": 1}  # ggml's type numbers; quantized V needs flash attention
 
 
+def silence(llama_cpp: Any) -> None:
+    """From now on the package, and its ggml, say nothing."""
+    llama_cpp.llama_log_set(_nowhere(llama_cpp), ctypes.c_void_p(0))
+
+
+@cache
+def _nowhere(llama_cpp: Any) -> Any:
+    """C holds a pointer to it, for as long as the process lives: whoever logs last, no model may be left."""
+    return llama_cpp.llama_log_callback(lambda level, text, user: None)
+
+
 class LlamaCpp:
     """One sequence on the CPU; `logits` starts from an empty cache each time."""
 
     def __init__(self, path: str | Path, *, context: int, kv: str, threads: int | None):
         self._api = api = llama_cpp_api(kv)
-        self._silence = api.llama_log_callback(lambda level, text, user: None)  # kept: C holds a pointer to it
-        api.llama_log_set(self._silence, ctypes.c_void_p(0))
+        silence(api)
         api.llama_backend_init()
         model = api.llama_model_default_params()
         model.n_gpu_layers, model.use_extra_bufts = 0, False

@@ -1,5 +1,6 @@
 """Perplexity and divergence against closed forms and a naive twin; then on the engine, beside llama.cpp."""
 
+import gc
 import io
 import json
 import math
@@ -16,6 +17,7 @@ from hetero import load
 from hetero.errors import HeteroError, KernelError, RequestError, UnsupportedError
 from hetero.evaluate import Evaluation, describe, run_evaluation
 from hetero.perplexity import evaluate, windows
+from hetero.reference import llama_cpp_api
 from hetero.run_config import RunConfig
 from hetero.terminal import Screen
 from tests.model_shapes import SHAPES
@@ -163,6 +165,14 @@ def test_engine_agrees_with_llama_cpp(model_file: ModelFile, text_file: str) -> 
     assert result["perplexity"] == pytest.approx(reference["perplexity"], rel=1e-4)
     assert reference["kl_mean"] < 1e-7
     assert reference["top1_agreement"] == 1.0
+
+
+def test_llama_cpp_may_log_when_its_judge_has_gone(model_file: ModelFile, text_file: str) -> None:
+    """It keeps a pointer to what it logs to; the process would end here."""
+    run(Evaluation(str(model_file("tiny", "F32")), text_file, window=64, reference="llama.cpp"))
+    gc.collect()
+    api = llama_cpp_api("f32")
+    assert not api.llama_model_load_from_file(b"/nowhere.gguf", api.llama_model_default_params())
 
 
 def test_perplexity_is_that_of_the_engine(model_file: ModelFile, text_file: str) -> None:
