@@ -32,7 +32,7 @@ def scheduler(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sched
     """Of an engine that stays; prompts are cut into many chunks."""
     monkeypatch.setattr(hetero.engine, "CHUNK", CHUNK)
     monkeypatch.setattr(engine, "close", lambda: None)
-    scheduler = Scheduler(engine, max_token_gap=0.02)
+    scheduler = Scheduler(engine, max_token_gap=0.02, queue=LONG)
     yield scheduler
     scheduler.close()
 
