@@ -15,7 +15,6 @@ from placement.errors import InvalidDocument, PlacementError
 from placement.machine import Machine
 from placement.model import Model
 from placement.plan import Settings
-from placement.predict import GPU_CHUNK
 
 DEFAULT_CONTEXT = 8192
 WORKING = 512 << 20  # Python and compiled kernels take less than 350 MiB (tests.test_loading)
@@ -24,7 +23,9 @@ CORE_THREADS = 2  # a core of most CPUs runs two at once; a machine's rates are 
 GPU_CONTEXT = 600 << 20  # of a CUDA context with torch and its kernels, and what its allocator cannot use
 GPU_GRAPH = 128 << 20
 PASSES = 2  # of prompts, at most, that are under way at once where there are several sequences
-RING_SLOTS, RING_EXPERTS = 3, 8  # buffers through which experts are streamed: one arrives, one is used, one is next
+# Kept for streaming experts to the GPU, which nothing does yet: buffers of which one arrives, one is used, one is next;
+# and passes long enough for it
+RING_SLOTS, RING_EXPERTS, STREAMED_CHUNK = 3, 8, 4096
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,14 @@ def budget(model: Model, machine: Machine, settings: Settings) -> Budget:
     scratch = WORKING + THREAD * settings.threads + expansion_bytes(d)
     scratch += model.by_part["embedding"][0].nbytes if model.tied else 0  # a rearranged copy is the head
     largest = max((sum(t.nbytes for t in ts) for ts in model.routed_by_layer.values()), default=0) // d.experts
-    streams = RING_SLOTS * RING_EXPERTS * largest + 3 * 4 * GPU_CHUNK * d.hidden_size
+    streams = RING_SLOTS * RING_EXPERTS * largest + 3 * 4 * STREAMED_CHUNK * d.hidden_size
     passes = min(PASSES, settings.sequences)
     one_of = max(expanded_bytes(d, settings.context), logits_bytes(d))  # attention is over when the head comes
     vram = 0 if machine.vram is None else machine.vram.bytes
     return Budget(
         cache_layer=cache_layer_bytes(d, settings.kv, settings.context, settings.sequences),
         cpu_buffers=scratch + passes * activation_bytes(d, min(CHUNK, settings.context)),
-        cpu_buffers_beside_gpu=scratch + passes * activation_bytes(d, min(GPU_CHUNK, settings.context)),
+        cpu_buffers_beside_gpu=scratch + passes * activation_bytes(d, min(STREAMED_CHUNK, settings.context)),
         gpu_buffers=GPU_CONTEXT
         + GPU_GRAPH
         + expansion_bytes(d)

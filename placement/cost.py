@@ -9,7 +9,8 @@ from math import exp, lgamma, log, log1p
 from placement.model import Dimensions, Model, Part, Tensor
 
 PAGE = 64  # tokens; the cache is handed out in pages
-CHUNK = 1024  # tokens of a pass on the CPU (hetero.engine.CHUNK)
+CHUNK = 1024  # tokens of a pass (hetero.engine.CHUNK)
+HALVES_FROM = 256  # of a pass that a GPU has a part in, from which it is two (hetero.hybrid.HALVES_FROM)
 # The absorbed form multiplies more slowly by this factor (hetero.attention.EXPANDED_SPEED)
 EXPANDED_SPEED = 1.25
 ROW_BLOCK = 32  # rows of absorbed attention that share a cached token made float32 (cpu_kernels.attention_absorbed)

@@ -82,7 +82,7 @@ class PrefillSpeed(Document):
     prompt_tokens: int
     tokens_per_second: float
     bound_by: Bound
-    overlapped_tokens_per_second: float  # experts streamed to the GPU while the CPU computes others
+    overlapped_tokens_per_second: float  # the GPU computes one half of a pass while the CPU has the other's experts
     parts: tuple[PartSeconds, ...]
 
 

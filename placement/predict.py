@@ -1,21 +1,21 @@
 """How fast a plan will be: seconds of every part of a pass, and the ceiling that bandwidth alone sets.
 
-Serial: one part after the other, CPU and GPU in turn. `overlapped_...` lets the GPU compute its experts while the CPU
-computes others, and stream a share of the CPU's experts over PCIe while the CPU computes the rest of a long prompt.
+Serial: one part after the other, CPU and GPU in turn. `overlapped_...` takes the shorter of the two away where both
+work at once: the GPU has its experts of a layer beside the CPU's, and, of a long prompt's pass, one half while the CPU
+has the other's experts.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from placement.cost import CHUNK, absorbed_limit, cache_row_bytes, touched_share
+from placement.cost import CHUNK, HALVES_FROM, absorbed_limit, cache_row_bytes, touched_share
 from placement.machine import CPU, DISK, GPU, Machine
 from placement.model import Model
 from placement.plan import Bound, DecodeSpeed, PartSeconds, Placed, PrefillSpeed, Settings
 from placement.rates import Rates, expert_seconds, flop_seconds
 from placement.work import Kind, Layout, Products
 
-GPU_CHUNK = 4096  # tokens of a pass where a GPU computes attention: experts streamed over PCIe are worth it
 ACTIVATION_BYTES = 4  # of a value that goes over PCIe
 CALLS_OF_A_LAYER = 9  # of verbs beside products: four norms, two rotations, the cache, attention, the router
 _BANDWIDTH: dict[str, Bound] = {CPU: "dram bandwidth", GPU: "vram bandwidth"}
@@ -44,7 +44,6 @@ class Item:
     seconds: float
     bound: Bound
     kind: Kind | None = None
-    streamed: float = 0.0  # seconds that it would take on the GPU, weights over PCIe; 0: not possible
 
 
 @dataclass(frozen=True)
@@ -116,28 +115,24 @@ class Predictor:
 
     def _product(self, kind: Kind, work: Products, step: Pass) -> Item:
         touched = _touched(kind, step.tokens)
-        computed = self._compute(kind, work, step, kind.place)
+        computed = self._compute(kind, work, step)
         slower = self.rates[kind.place].slower
         seconds = computed.seconds * slower
         # The node that holds more than its share is waited for, as far as it is memory that is waited for
         seconds += (self._stretch[kind] - 1.0) * min(seconds, computed.one_column * slower)
         read = self.read_seconds(kind, work.nbytes * touched)
         bound = _BANDWIDTH[kind.place] if 2 * read >= seconds else _ARITHMETIC[kind.place]
-        streamed = 0.0
-        if kind.part == "routed experts" and kind.place == CPU and self._uses_gpu:
-            link = self.machine.links[0]
-            streamed = self._compute(kind, work, step, GPU).seconds + work.nbytes * touched / link.to_gpu_pinned
-        return Item(kind.part, kind.place, max(seconds, read), bound, kind, streamed)
+        return Item(kind.part, kind.place, max(seconds, read), bound, kind)
 
-    def _compute(self, kind: Kind, work: Products, step: Pass, place: str) -> Computed:
-        rate = self.rates[place].linear(kind.verb, kind.type, 2 * work.nbytes / work.flops)
+    def _compute(self, kind: Kind, work: Products, step: Pass) -> Computed:
+        rate = self.rates[kind.place].linear(kind.verb, kind.type, 2 * work.nbytes / work.flops)
         if kind.probability is None:
             each = flop_seconds(rate, step.tokens)
         else:
             each = expert_seconds(rate, step.tokens, kind.probability)
         calls, touched = work.calls * rate.call_seconds, _touched(kind, step.tokens)
         one = touched * flop_seconds(rate, 1)
-        if place == CPU and not self._rearranged:
+        if kind.place == CPU and not self._rearranged:
             columns = step.tokens if kind.probability is None else step.tokens * kind.probability / touched
             each *= self.rates[CPU].mapped(kind.type, columns)
             one *= self.rates[CPU].mapped(kind.type, 1)
@@ -197,15 +192,13 @@ class Predictor:
         """Of a token of each of so many sequences, each with so many cached; speeds are those of all together."""
         items = self.items(Pass(sequences, depth, logits=True, apart=True))
         serial = sum(item.seconds for item in items)
-        ours = sum(i.seconds for i in items if i.part == "routed experts" and i.place in (CPU, DISK))
-        theirs = sum(i.seconds for i in items if i.kind is not None and i.kind.overlaps)
         ceiling, overlapped = self.ceiling(depth, sequences)
         return DecodeSpeed(
             depth=depth,
             tokens_per_second=sequences / serial,
             ceiling_tokens_per_second=sequences / ceiling,
             bound_by=bound_of(items),
-            overlapped_tokens_per_second=sequences / (serial - min(ours, theirs)),
+            overlapped_tokens_per_second=sequences / (serial - _overlapped(items)),
             overlapped_ceiling_tokens_per_second=sequences / overlapped,
             parts=by_part(items),
         )
@@ -234,14 +227,16 @@ class Predictor:
         return seconds, seconds - min(ours, theirs)
 
     def prefill(self, tokens: int) -> PrefillSpeed:
-        """From an empty context to the first new token: all but the last token in chunks, then one decode step."""
-        chunk, items, saved = GPU_CHUNK if self._uses_gpu else CHUNK, list[Item](), 0.0
-        steps = [Pass(min(chunk, tokens - 1 - start), start) for start in range(0, tokens - 1, chunk)]
-        for step in steps:
-            found, less = self._streamed(self.items(step))
+        """From an empty context to the first new token: all but the last token in passes, then one decode step."""
+        items, saved = list[Item](), 0.0
+        for start in range(0, tokens - 1, CHUNK):
+            parts = self._halves(Pass(min(CHUNK, tokens - 1 - start), start))
+            found = [item for part in parts for item in self.items(part)]
             items += found
-            saved += less
-        items += self.items(Pass(1, tokens - 1, logits=True))
+            saved += _overlapped(found, whole=len(parts) > 1)
+        last = self.items(Pass(1, tokens - 1, logits=True))
+        items += last
+        saved += _overlapped(last)
         serial = sum(item.seconds for item in items)
         return PrefillSpeed(
             prompt_tokens=tokens,
@@ -251,17 +246,20 @@ class Predictor:
             parts=by_part(items),
         )
 
-    def _streamed(self, items: list[Item]) -> tuple[list[Item], float]:
-        """With the CPU's routed experts streamed to the GPU, where that is faster; and the seconds saved if both share
-        the work: a and b become a b / (a + b)."""
-        cpu = sum(item.seconds for item in items if item.streamed)
-        gpu = sum(item.streamed for item in items if item.streamed)
-        if not gpu:
-            return items, 0.0
-        saved = min(cpu, gpu) - cpu * gpu / (cpu + gpu)
-        if gpu >= cpu:
-            return items, saved
-        return [Item(i.part, "pcie", i.streamed, "pcie", i.kind) if i.streamed else i for i in items], saved
+    def _halves(self, step: Pass) -> list[Pass]:
+        """With a GPU a long pass is two, so that one's attention may run beside the other's experts."""
+        if not self._uses_gpu or step.tokens < HALVES_FROM:
+            return [step]
+        half = step.tokens // 2
+        return [Pass(half, step.depth), Pass(step.tokens - half, step.depth + half)]
+
+
+def _overlapped(items: list[Item], whole: bool = False) -> float:
+    """Seconds saved where the CPU computes its routed experts while the GPU does what else a layer has of them, or,
+    `whole`, anything."""
+    ours = sum(i.seconds for i in items if i.part == "routed experts" and i.place in (CPU, DISK))
+    theirs = sum(i.seconds for i in items if (i.place == GPU if whole else i.kind is not None and i.kind.overlaps))
+    return min(ours, theirs)
 
 
 def _touched(kind: Kind, tokens: int) -> float:

@@ -251,15 +251,20 @@ def test_a_gpu_and_its_link_by_hand() -> None:
     serial = 1 / plan.decode[0].tokens_per_second
     assert serial == pytest.approx(sum(seconds.values()))
     assert 1 / plan.decode[0].overlapped_tokens_per_second == pytest.approx(serial - 2 * shared / 1e12)
-    # 511 tokens: all experts are touched, and come to the GPU; layer 1 is the last one and only fills its cache
+    # 511 tokens in two halves, whose layer 2 is the last one and only fills its cache, and a token
     deeper = replace(MODELS["deepseek-v2-lite"], layers=3)
     plan = make_plan(build("three layers", deeper, "q8_0", bias=False), machine, Settings(context=512, gpu_experts=0))
-    streamed = {(part.part, part.place): part.seconds for part in plan.prefill[1].parts}["routed experts", "pcie"]
-    assert streamed == pytest.approx(routed * 1.0625 / 1e12 + 2 * routed * 6 / 64 * 511 / 1e12, rel=1e-3)
-    slow_link = replace(machine, links=(replace(link, to_gpu_pinned=1e6),))
-    plan = make_plan(build("three layers", deeper, "q8_0", bias=False), slow_link, Settings(context=512, gpu_experts=0))
-    assert ("routed experts", "pcie") not in {(part.part, part.place) for part in plan.prefill[1].parts}
-    assert plan.prefill[1].overlapped_tokens_per_second > plan.prefill[1].tokens_per_second
+    speed = plan.prefill[1]
+    seconds = {(part.part, part.place): part.seconds for part in speed.parts}
+    assert seconds["routed experts", "cpu"] == pytest.approx(2 * routed * 6 / 64 * (511 + 2) / 1e9, rel=1e-3)
+    saved = 512 / speed.tokens_per_second - 512 / speed.overlapped_tokens_per_second
+    assert saved == pytest.approx(sum(one for (_, place), one in seconds.items() if place == "gpu0"), rel=1e-2)
+    quick = replace(machine, processors=(replace(fast, name="cpu"), replace(SLOW, name="gpu0")))
+    plan = make_plan(build("three layers", deeper, "q8_0", bias=False), quick, Settings(context=512, gpu_experts=0))
+    speed = plan.prefill[1]
+    seconds = {(part.part, part.place): part.seconds for part in speed.parts}
+    saved = 512 / speed.tokens_per_second - 512 / speed.overlapped_tokens_per_second
+    assert saved == pytest.approx(seconds["routed experts", "cpu"], rel=1e-6), "the shorter one"
 
 
 def test_experts_on_the_gpu_by_number_and_by_use(v3) -> None:

@@ -109,9 +109,10 @@ def test_the_limit_of_absorbed_attention_is_the_runtime_s() -> None:
 def test_the_runtime_s_numbers_are_copied_right() -> None:
     from cpu_kernels.cache import PAGE
     from hetero.engine import CHUNK
+    from hetero.hybrid import HALVES_FROM
     from placement import cost
 
-    assert (cost.PAGE, cost.CHUNK) == (PAGE, CHUNK)
+    assert (cost.PAGE, cost.CHUNK, cost.HALVES_FROM) == (PAGE, CHUNK, HALVES_FROM)
 
 
 RATE = LinearRate("linear", "Q4_K", 0.5625, 1e-6, ((1, 2e10), (2, 4e10), (4, 6e10), (16, 1.6e11)))

@@ -7,7 +7,7 @@ import pytest
 from placement import AttentionRate, LinearRate, Link, Machine, Memory, Model, Processor, Settings, VerbRate
 from placement.machine import CPU, GPU
 from placement.plan import Placed
-from placement.predict import GPU_CHUNK, Item, Pass, Predictor
+from placement.predict import Item, Pass, Predictor
 from placement.presets import MODELS, build, preset
 from placement.work import Layout, usage
 
@@ -154,26 +154,19 @@ class Watched(Predictor):
         return super().items(step)
 
 
-def test_a_prompt_is_cut_as_the_processor_of_attention_wants_it() -> None:
+def test_a_prompt_is_cut_as_it_is_computed() -> None:
+    """A GPU's passes are halves."""
     made, box = model(), machine(VRAM, DRAM, gpu=processor(GPU, 1e30))
     settings = Settings(context=8192)
-    assert GPU_CHUNK == 4096
-    for place, tokens, passes in ((GPU, 6001, (4096, 1904, 1)), ("node0", 3001, (1024, 1024, 952, 1))):
+    for place, tokens, passes in (
+        (GPU, 2304, (512, 512, 512, 512, 255, 1)),
+        (GPU, 2305, (512, 512, 512, 512, 128, 128, 1)),
+        (GPU, 1276, (512, 512, 251, 1)),
+        ("node0", 3001, (1024, 1024, 952, 1)),
+    ):
         there = Watched(made, box, settings, all_at(made, place))
         there.prefill(tokens)
         assert there.passes == passes
-
-
-def test_without_attention_on_the_gpu_nothing_is_streamed_to_it() -> None:
-    """A GPU that is there, and would be faster."""
-    made, box = model(3), machine(VRAM, DRAM, flops=1e9, gpu=processor(GPU, 1e30))
-    step = Pass(1000, 0, logits=True)
-    for place, streams in (("node0", False), (GPU, True)):
-        placed = [one if "_exps" in one.name else replace(one, place=place) for one in all_at(made, "node0")]
-        there = Predictor(made, box, Settings(context=4096), tuple(placed))
-        assert any(item.streamed for item in there.items(step)) is streams
-        parts = {(part.part, part.place) for part in there.prefill(1001).parts}
-        assert (("routed experts", "pcie") in parts) is streams
 
 
 @pytest.mark.parametrize(("made", "crossings"), [(model(), 1), (tied(), 2)])
