@@ -10,7 +10,7 @@ import numpy as np
 from cpu_kernels import Pool
 from hetero.cache import LatentCache
 from hetero.config import ModelConfig
-from hetero.continuation import Continuation
+from hetero.continuation import Constraint, Continuation
 from hetero.errors import FileError, KernelError, RequestError
 from hetero.file_faults import file_faults
 from hetero.gguf import GGUFFile
@@ -55,9 +55,14 @@ class Engine:
         self.requests = 0  # begun so far; an answer cannot go on once another request has changed the cache
 
     def generate(
-        self, ids: Sequence[int], sampling: Sampling | None = None, stop_ids: Iterable[int] = ()
+        self,
+        ids: Sequence[int],
+        sampling: Sampling | None = None,
+        stop_ids: Iterable[int] = (),
+        constraint: Constraint | None = None,
     ) -> Iterator[int]:
-        """Yields new token ids until one of `stop_ids` (not yielded), `max_tokens`, or the end of the context.
+        """Yields new token ids until one of `stop_ids` (not yielded), `max_tokens`, or the end of the context or of the
+        text that `constraint` allows.
 
         What `ids` shares with the cached tokens is not computed again. Raises RequestError before anything is computed,
         and when the iterator is asked for more after `generate`, `logits` or `forget` has begun something else.
@@ -66,7 +71,8 @@ class Engine:
         ids = self.checked(ids)
         room = self.context - len(ids) + 1  # the last token generated is never cached
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
-        return self.watched(ids, Continuation(ids, sampling, self.config.vocab_size, limit, frozenset(stop_ids)))
+        stops, size = frozenset(stop_ids), self.config.vocab_size
+        return self.watched(ids, Continuation(ids, sampling, size, limit, stops, constraint))
 
     def watched(self, ids: list[int], going: Continuation) -> Iterator[int]:
         started = perf_counter()
