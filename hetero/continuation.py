@@ -1,6 +1,6 @@
 """How one sequence goes on: from the logits after its last token to the next one, until there is a reason to end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -79,6 +79,14 @@ def allowed(mask: np.ndarray, vocab_size: int) -> np.ndarray:
     """bool [vocab] of a bit mask, uint32."""
     words: Any = np.ascontiguousarray(mask, np.dtype("<u4"))
     return np.unpackbits(words.view(np.uint8), count=vocab_size, bitorder="little").view(np.bool_)
+
+
+def bits(ids: Iterable[int], vocab_size: int, others: bool = False) -> np.ndarray:
+    """A mask that allows `ids`, or with `others` all but these; as `Constraint.mask` has it."""
+    bits = np.full(-(-vocab_size // 32) * 32, others, np.uint8)
+    bits[list(ids)] = not others
+    bits[vocab_size:] = 0
+    return np.packbits(bits, bitorder="little").view(np.dtype("<u4"))
 
 
 def with_logprobs(id: int, logits: np.ndarray, top: int) -> Generated:

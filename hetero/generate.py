@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from hetero.continuation import Constraint
 from hetero.errors import RequestError
 from hetero.sampler import Sampling, StopStrings
 from hetero.thinking import Piece, ThinkingSplitter
@@ -79,9 +80,17 @@ class Answer:
     """Iterate for the pieces as they are generated; `text`, `thinking` and `finish_reason` are complete afterwards.
 
     `finish_reason` is "length" at max_tokens or the end of the context, and "interrupted" when iteration was cut short.
+    `constraint`: what its tokens are held to.
     """
 
-    def __init__(self, engine: "Engine", tokenizer: "Tokenizer", prompt: Prompt, sampling: Sampling):
+    def __init__(
+        self,
+        engine: "Engine",
+        tokenizer: "Tokenizer",
+        prompt: Prompt,
+        sampling: Sampling,
+        constraint: Constraint | None = None,
+    ):
         self.text, self.thinking = "", ""
         self.tokens = 0
         self.finish_reason: Literal["stop", "length", "interrupted"] = "interrupted"
@@ -89,7 +98,7 @@ class Answer:
         self._answer_text = AnswerText(tokenizer, prompt, sampling.stop)
         room = engine.context - len(prompt.ids) + 1  # as the engine counts: the last token generated is never cached
         self._limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
-        self._ids = engine.generate(prompt.ids, sampling, tokenizer.stop_ids)
+        self._ids = engine.generate(prompt.ids, sampling, tokenizer.stop_ids, constraint)
 
     def __iter__(self) -> Iterator[Piece]:
         for id in self._ids:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hetero.generate import Answer, chat_prompt, check_room
+from hetero.reasoning_budget import as_wanted
 from hetero.sampler import Sampling
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LocalAnswers:
-    """`thinking` None: as the template does by itself."""
+    """`thinking` None: as the template does by itself; False: none, whatever it does."""
 
     def __init__(
         self,
@@ -31,9 +32,10 @@ class LocalAnswers:
         self._sampling = sampling
 
     def answer(self, messages: list["Message"]) -> Answer:
-        prompt = chat_prompt(self.template, messages, self.thinking)
+        asked = chat_prompt(self.template, messages, self.thinking)
+        prompt, constraint = as_wanted(self.tokenizer, asked, self.thinking)
         check_room(prompt, self.engine.context, "/clear forgets the conversation, a larger --context holds more")
-        return Answer(self.engine, self.tokenizer, prompt, self._sampling)
+        return Answer(self.engine, self.tokenizer, prompt, self._sampling, constraint)
 
     @property
     def speeds(self) -> str:

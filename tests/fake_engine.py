@@ -61,7 +61,9 @@ class FakeEngine:
         self.name = "fake"
         self.file = None
 
-    def generate(self, ids: Sequence[int], sampling: Sampling, stop_ids: frozenset[int]) -> Iterator[int]:
+    def generate(
+        self, ids: Sequence[int], sampling: Sampling, stop_ids: frozenset[int], constraint: Any = None
+    ) -> Iterator[int]:
         if len(ids) > self.context:
             raise RequestError("the engine was asked for too much")
         self.prompts.append("".join(map(chr, ids)))

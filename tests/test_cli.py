@@ -14,12 +14,15 @@ import pytest
 
 import cli
 import hetero
+from hetero import demo
 from hetero.commands.verb import guarded
 from hetero.errors import ResourceError
+from hetero.gguf import open_gguf
 from hetero.run_config import RunConfig
 from hetero.sampler import Sampling
 from hetero.sizes import format_size, parse_size
 from hetero.template import ChatTemplate
+from hetero.tokenizer import Tokenizer
 from tests.fake_engine import FakeEngine, FakeTemplate, FakeTokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -152,6 +155,20 @@ def test_generate_raw_and_system_and_think(run: Run, loaded: dict[str, FakeEngin
     assert loaded["engine"].prompts == ["[system]S[user]Hi[assistant]<think>"]
 
 
+def test_no_think_holds_the_model_to_it(run: Run) -> None:
+    """The bundled model, made to begin with `<think>` wherever it may."""
+    with open_gguf(demo.path()) as file:
+        (opening,) = Tokenizer.from_gguf(file).encode("<think>", special=True)
+    flags = ["--logit-bias", f"{opening}=100", "--temperature", "0", "--max-tokens", "3", "--threads", "1"]
+    for think, begins in (("--no-think", False), ("--think", True)):
+        _, out, _ = run("generate", "demo", "-p", "What is 2 + 3?", think, "--json", *flags)
+        document = json.loads(out)
+        assert document["generated_tokens"] == 3 and (document["thinking"] + document["text"]).strip()
+        assert document["thinking"].startswith("<think>") == begins != bool(document["text"])
+    status, out, _ = run("chat", "--no-think", *flags, stdin="What is 2 + 3?\n")
+    assert status == 0 and out.strip() and not out.startswith("<think>")
+
+
 @pytest.mark.parametrize("arguments", [["-p", "-"], []])
 def test_generate_reads_stdin(run: Run, loaded: dict[str, FakeEngine], arguments: list[str]) -> None:
     assert run("generate", "m", *arguments, stdin="piped\ntext")[0] == 0
@@ -181,7 +198,7 @@ def test_every_sampling_flag_arrives(run: Run, loaded: dict[str, FakeEngine], mo
         if name not in ("logit_bias", "stop"):
             arguments += ["--" + name.replace("_", "-"), str(value)]
     got = []
-    monkeypatch.setattr(FakeEngine, "generate", lambda self, ids, sampling, stop_ids: got.append(sampling) or iter(()))
+    monkeypatch.setattr(FakeEngine, "generate", lambda self, ids, sampling, *rest: got.append(sampling) or iter(()))
     assert run("generate", "m", "-p", "x", *arguments)[0] == 0
     assert got == [Sampling(**values)]  # type: ignore[arg-type]  # values of several types
 

@@ -45,6 +45,7 @@ ROWS = [
         "prompt",
         "conversation",
         "generate",
+        "reasoning_budget",
         "local_chat",
         "remote_server",
         "remote_chat",

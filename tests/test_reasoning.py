@@ -11,8 +11,11 @@ import pytest
 import hetero
 from hetero import demo
 from hetero.continuation import Constraint
+from hetero.engine import Engine
 from hetero.generate import AnswerText, Prompt, chat_prompt
 from hetero.gguf import open_gguf
+from hetero.local_chat import LocalAnswers
+from hetero.reasoning_budget import ReasoningBudget, StaysClosed, bounded
 from hetero.request import Ended, Event, Generated, Request
 from hetero.sampler import Sampling
 from hetero.scheduler import Scheduler
@@ -22,7 +25,7 @@ from hetero.server.constraints import Vocabulary, constraint_for
 from hetero.server.grammar import Calls, Schema
 from hetero.server.loaded import Loaded
 from hetero.server.prompts import prepare, prompts_of
-from hetero.server.reasoning import EFFORTS, ReasoningBudget, bounded, budget_of
+from hetero.server.reasoning import EFFORTS, budget_of
 from hetero.server.tool_calls import CallArguments, CallStarted, ToolCallParser
 from hetero.template import ChatTemplate
 from hetero.tokenizer import Tokenizer
@@ -61,7 +64,7 @@ def forced(constraint: Constraint) -> list[int]:
 def test_the_end_is_forced_token_by_token(vocabulary: Vocabulary) -> None:
     encode = vocabulary.tokenizer.encode
     ending = encode("\n</think>\n\n")
-    constraint = ReasoningBudget(vocabulary, THINKS, 5)
+    constraint = ReasoningBudget(vocabulary.tokenizer, THINKS, 5)
     for id in range(300, 305):
         assert only(constraint) is None
         constraint.accept(id)
@@ -75,7 +78,7 @@ def test_the_end_is_forced_token_by_token(vocabulary: Vocabulary) -> None:
 
 
 def test_nothing_is_forced_in_time(vocabulary: Vocabulary) -> None:
-    constraint = ReasoningBudget(vocabulary, THINKS, 100)
+    constraint = ReasoningBudget(vocabulary.tokenizer, THINKS, 100)
     for id in vocabulary.tokenizer.encode("brief</think>" + "and " * 200):
         constraint.accept(id)
         assert constraint.mask() is None
@@ -87,8 +90,8 @@ def test_what_was_cut_off_is_answered(vocabulary: Vocabulary) -> None:
     stops = vocabulary.tokenizer.stop_ids
     make = constraint_for(vocabulary, THINKS, schema=Schema({"type": "integer"}, strict=True))
     assert make is not None
-    free, ended = (ReasoningBudget(vocabulary, THINKS, budget) for budget in (2, 100))
-    held = ReasoningBudget(vocabulary, THINKS, 2, make())
+    free, ended = (ReasoningBudget(vocabulary.tokenizer, THINKS, budget) for budget in (2, 100))
+    held = ReasoningBudget(vocabulary.tokenizer, THINKS, 2, make())
     for constraint, most in ((free, vocabulary.size - len(stops)), (held, 100)):
         for id in (300, 301):
             constraint.accept(id)
@@ -103,7 +106,7 @@ def test_what_was_cut_off_is_answered(vocabulary: Vocabulary) -> None:
 
 
 def test_no_budget_at_all(vocabulary: Vocabulary) -> None:
-    constraint = ReasoningBudget(vocabulary, THINKS, 0)
+    constraint = ReasoningBudget(vocabulary.tokenizer, THINKS, 0)
     assert vocabulary.tokenizer.decode(forced(constraint)) == "\n</think>\n\n"
     assert constraint.tokens == 0
 
@@ -111,12 +114,12 @@ def test_no_budget_at_all(vocabulary: Vocabulary) -> None:
 def test_no_character_is_cut(vocabulary: Vocabulary) -> None:
     letter = vocabulary.tokenizer.encode("鿆")
     assert len(letter) == 3, "a character of three tokens"
-    constraint = ReasoningBudget(vocabulary, THINKS, 1)
+    constraint = ReasoningBudget(vocabulary.tokenizer, THINKS, 1)
     for id in letter:
         assert only(constraint) is None
         constraint.accept(id)
     assert forced(constraint)
-    constraint = ReasoningBudget(vocabulary, THINKS, 1)
+    constraint = ReasoningBudget(vocabulary.tokenizer, THINKS, 1)
     for _ in range(4):  # what never becomes a character does not delay it for ever
         assert only(constraint) is None
         constraint.accept(letter[0])
@@ -125,7 +128,7 @@ def test_no_character_is_cut(vocabulary: Vocabulary) -> None:
 
 def test_thinking_that_the_model_may_begin(vocabulary: Vocabulary) -> None:
     encode = vocabulary.tokenizer.encode
-    silent, thinks = (ReasoningBudget(vocabulary, MAY_THINK, 1) for _ in range(2))
+    silent, thinks = (ReasoningBudget(vocabulary.tokenizer, MAY_THINK, 1) for _ in range(2))
     for id in encode("no thoughts here"):
         silent.accept(id)
         assert silent.mask() is None
@@ -140,7 +143,7 @@ def test_what_follows_is_held_to_the_grammar(vocabulary: Vocabulary) -> None:
     for prompt in (THINKS, MAY_THINK):
         make = constraint_for(vocabulary, prompt, schema=Schema({"const": 7}, strict=True))
         assert make is not None
-        constraint = bounded(vocabulary, prompt, 2, make())
+        constraint = bounded(vocabulary.tokenizer, prompt, 2, make())
         assert constraint is not None
         for id in [*vocabulary.tokenizer.encode("<think>" if prompt is MAY_THINK else ""), 300, 301]:
             constraint.accept(id)
@@ -154,11 +157,11 @@ def test_bounds_only_where_there_is_thinking(vocabulary: Vocabulary) -> None:
     make = constraint_for(vocabulary, THINKS, schema=Schema({}))
     assert make is not None
     inner = make()
-    assert bounded(vocabulary, THINKS, None, inner) is inner
-    assert bounded(vocabulary, THINKS, None) is None
+    assert bounded(vocabulary.tokenizer, THINKS, None, inner) is inner
+    assert bounded(vocabulary.tokenizer, THINKS, None) is None
     closed = Prompt(vocabulary.tokenizer.encode("</think>"), opens_thinking=False)
-    assert bounded(vocabulary, closed, 5, inner) is inner
-    assert isinstance(bounded(vocabulary, THINKS, 5), ReasoningBudget)
+    assert bounded(vocabulary.tokenizer, closed, 5, inner) is inner
+    assert isinstance(bounded(vocabulary.tokenizer, THINKS, 5), ReasoningBudget)
 
 
 def test_efforts() -> None:
@@ -250,7 +253,50 @@ def test_no_reasoning_that_the_model_begins_by_itself(loaded: Loaded) -> None:
     assert loaded.tokenizer.decode(forced(constraint)) == "\n</think>\n\n"
     thoughts, text, choice = answered(older, ask)
     assert (thoughts, choice.usage.reasoning_tokens) == ("", 0) and text
-    assert prepare(ask, loaded)[0].constraint is None, "its template closes it"
+
+
+@pytest.mark.parametrize("asked", [{}, {"tools": Tools((LOOK_UP,))}])
+def test_reasoning_that_has_ended_in_the_prompt_is_not_begun_again(loaded: Loaded, asked: dict[str, Any]) -> None:
+    """Its template closes it; by the bias this model would open it, as the first word of every answer."""
+    (opening,) = loaded.tokenizer.encode("<think>", special=True)
+    sampling = Sampling(temperature=0.0, max_tokens=8, logit_bias={opening: 100.0})
+    ask = Ask(sampling, QUESTION, thinking=Thinking(False), **asked)
+    assert "</think>" in loaded.tokenizer.decode(prepare(ask, loaded)[0].prompt.ids[-3:])
+    assert answered(loaded, ask)[0] == "" != answered(loaded, ask)[1]
+    bare = Ask(sampling, texts=(tuple(prepare(ask, loaded)[0].prompt.ids),))
+    assert answered(loaded, bare)[1].startswith("<think>")
+
+
+def test_what_stays_closed(vocabulary: Vocabulary) -> None:
+    """Not behind white space either; a later mark is the answer's text, and a grammar inside is kept to."""
+    encode = vocabulary.tokenizer.encode
+    (opening,), (letter,) = encode("<think>", special=True), encode("7")
+    closed = Prompt(encode("</think>", special=True), opens_thinking=False)
+    constraint = bounded(vocabulary.tokenizer, closed, 0)
+    assert isinstance(constraint, StaysClosed)
+    for id in encode("\n") + encode(" "):
+        assert set(range(vocabulary.size)) - set(choices(constraint)) == {opening}
+        constraint.accept(id)
+    assert opening not in choices(constraint)
+    constraint.accept(letter)
+    assert constraint.mask() is None and not constraint.ended
+    make = constraint_for(vocabulary, closed, schema=Schema({"const": 7}, strict=True))
+    assert make is not None
+    held = bounded(vocabulary.tokenizer, closed, 0, make())
+    assert held is not None and letter in choices(held) and len(choices(held)) < 100
+    held.accept(letter)
+    assert held.ended
+    for budget, prompt in ((None, closed), (5, closed), (0, Prompt(closed.ids))):
+        assert bounded(vocabulary.tokenizer, prompt, budget) is None, "no wish, a bound, plain text"
+
+
+def test_thinking_behind_white_space_is_bounded(vocabulary: Vocabulary) -> None:
+    constraint = ReasoningBudget(vocabulary.tokenizer, MAY_THINK, 0)
+    for id in vocabulary.tokenizer.encode(" \n") + vocabulary.tokenizer.encode("<think>", special=True):
+        assert constraint.mask() is None
+        constraint.accept(id)
+    assert vocabulary.tokenizer.decode(forced(constraint)) == "\n</think>\n\n"
+    assert vocabulary.tokenizer.encode("<think>", special=True)[0] not in choices(constraint), "nor begun again"
 
 
 def test_what_is_told_where_a_budget_cuts(loaded: Loaded) -> None:
@@ -298,7 +344,7 @@ def test_the_bundled_model_is_held_to_grammars(vocabulary: Vocabulary, loaded: L
         document = constraint_for(vocabulary, prompt, schema=Schema(schema, strict=True))
         assert document is not None
         answer_text = AnswerText(tokenizer, prompt, ())
-        ids = said(scheduler, tokenizer, prompt, bounded(vocabulary, prompt, 6, document()))
+        ids = said(scheduler, tokenizer, prompt, bounded(vocabulary.tokenizer, prompt, 6, document()))
         pieces = [piece for id in ids for piece in answer_text.push(id)] + answer_text.finish()
         found = json.loads("".join(piece.text for piece in pieces if not piece.thinking))
         assert set(found) == {"capital", "sure"} and isinstance(found["sure"], bool)
@@ -307,8 +353,34 @@ def test_the_bundled_model_is_held_to_grammars(vocabulary: Vocabulary, loaded: L
         call = constraint_for(vocabulary, prompt, calls=Calls(NAMED, tools, required=True, parallel=False))
         assert call is not None
         parser = ToolCallParser(NAMED)
-        text = tokenizer.decode(said(scheduler, tokenizer, prompt, bounded(vocabulary, prompt, 6, call())))
+        text = tokenizer.decode(said(scheduler, tokenizer, prompt, bounded(vocabulary.tokenizer, prompt, 6, call())))
         parts = parser.push(text.partition("</think>")[2] if thinking else text) + parser.finish()
         assert [part.name for part in parts if isinstance(part, CallStarted)] == ["look_up"]
         arguments = "".join(part.delta for part in parts if isinstance(part, CallArguments))
         assert set(json.loads(arguments)) == {"capital", "sure"}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """Of the bundled model, without a scheduler."""
+    engine, _ = hetero.load(demo.path(), hetero.RunConfig(threads=2))
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("template", [None, OPENS, OPENS.replace("<think>\n", "")])
+@pytest.mark.parametrize("bias", [0.0, 100.0])
+def test_a_local_chat_reasons_as_little_as_the_server(
+    loaded: Loaded, engine: Engine, template: str | None, bias: float
+) -> None:
+    """Where the template closes it, opens it, or leaves it to the model, which by the bias would begin with it."""
+    asked = replace(loaded, template=ChatTemplate(template, loaded.tokenizer)) if template else loaded
+    (opening,) = loaded.tokenizer.encode("<think>", special=True)
+    sampling = Sampling(temperature=0.0, max_tokens=24, logit_bias={opening: bias})
+    local = LocalAnswers(engine, loaded.tokenizer, asked.template, sampling, thinking=False)
+    answer = local.answer([*QUESTION])
+    list(answer)
+    thoughts, text, choice = answered(asked, Ask(sampling, QUESTION, thinking=Thinking(False)))
+    assert (answer.thinking, answer.text) == (thoughts, text) == ("", text) and text
+    assert answer.tokens == choice.usage.generated_tokens
+    assert not text.startswith("<think>")

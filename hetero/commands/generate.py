@@ -36,17 +36,19 @@ def generate(model: Model = DEMO, *, flags: PromptFlags, sampling: SamplingFlags
     """Answer one prompt. The text goes to stdout, everything else to stderr."""
     from hetero.conversation import Conversation
     from hetero.generate import Answer, chat_prompt, check_room, text_prompt
+    from hetero.reasoning_budget import as_wanted
     from hetero.terminal import Screen
 
     text, screen, choice = flags.text(), Screen(), sampling.sampling()
     engine, tokenizer, template = load_with_template(model, run.config(), screen)
     with closing(engine):
         if flags.raw:
-            prompt = text_prompt(tokenizer, text)
+            prompt, constraint = text_prompt(tokenizer, text), None
         else:
-            prompt = chat_prompt(template, Conversation(flags.system).with_user(text), flags.think)
+            asked = chat_prompt(template, Conversation(flags.system).with_user(text), flags.think)
+            prompt, constraint = as_wanted(tokenizer, asked, flags.think)
         check_room(prompt, engine.context, "shorten it, or raise --context")
-        answer = Answer(engine, tokenizer, prompt, choice)
+        answer = Answer(engine, tokenizer, prompt, choice, constraint)
         if flags.as_json:
             for _ in answer:
                 pass

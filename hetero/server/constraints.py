@@ -10,18 +10,18 @@ schema lists them, and the keys of additionalProperties may repeat.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import llguidance
 import numpy as np
 
-from hetero.continuation import Constraint
+from hetero.continuation import Constraint, bits
 from hetero.errors import RequestError, UnsupportedError
 from hetero.generate import Prompt
+from hetero.reasoning_budget import one_token, thinking_ids
 from hetero.server.grammar import ANY_OBJECT, Calls, Schema, grammar_text, json_rule, schemas_of
 from hetero.server.schema_limits import BYTES, REMEDY, check_schema
-from hetero.thinking import CLOSE, OPEN
 from hetero.tokenizer import USER_DEFINED, Tokenizer
 from hetero.tool_format import check_names
 
@@ -64,13 +64,6 @@ class Vocabulary:
     def token(self, text: str) -> int | None:
         """The id, where this text is one special token."""
         return one_token(self.tokenizer, text)
-
-    def bits(self, ids: Sequence[int] | frozenset[int], others: bool) -> np.ndarray:
-        """uint32 [ceil(vocab / 32)]: 1 for `ids`, or with `others` for all but these."""
-        bits = np.full(-(-self.size // 32) * 32, others, np.uint8)
-        bits[list(ids)] = not others
-        bits[self.size :] = 0
-        return np.packbits(bits, bitorder="little").view(np.dtype("<u4"))
 
 
 class Grammar:
@@ -160,7 +153,7 @@ def constraint_for(
     bare = calls is not None and calls.format.marked and not calls.required and schema is None
     opening, closing = thinking_ids(vocabulary.tokenizer, prompt)
     matcher = compiled(vocabulary, schema, calls, bare, after_thinking=closing is not None)
-    stops = vocabulary.bits(vocabulary.tokenizer.stop_ids, others=True)
+    stops = bits(vocabulary.tokenizer.stop_ids, vocabulary.size, others=True)
     begin = calls.format.ids[0] if bare and calls else None
 
     def make() -> Constraint:
@@ -173,22 +166,6 @@ def constraint_for(
         return thinking if opening is None else MayThink(opening, thinking, answer)
 
     return make
-
-
-def one_token(tokenizer: Tokenizer, text: str) -> int | None:
-    ids = tokenizer.encode(text, special=True)
-    return ids[0] if len(ids) == 1 else None
-
-
-def thinking_ids(tokenizer: Tokenizer, prompt: Prompt) -> tuple[int | None, int | None]:
-    """(`<think>`, `</think>`): the first where the model may begin with it, the second where it may end thinking."""
-    opening, closing = one_token(tokenizer, OPEN), one_token(tokenizer, CLOSE)
-    if prompt.opens_thinking:
-        return None, closing
-    tail = tokenizer.decode(prompt.ids[-8:]).rstrip()
-    if opening is None or closing is None or prompt.opens_thinking is None or tail.endswith(CLOSE):
-        return None, None
-    return opening, closing
 
 
 def compiled(

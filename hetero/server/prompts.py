@@ -8,12 +8,13 @@ import numpy as np
 
 from hetero.continuation import Constraint
 from hetero.generate import Prompt, text_prompt
+from hetero.reasoning_budget import bounded, closed
 from hetero.sampler import Sampling
 from hetero.server.ask import Ask
-from hetero.server.constraints import constraint_for, thinking_ids
+from hetero.server.constraints import constraint_for
 from hetero.server.grammar import ANY_OBJECT, Calls, Schema
 from hetero.server.loaded import Loaded
-from hetero.server.reasoning import bounded, budget_of, closed
+from hetero.server.reasoning import budget_of
 from hetero.server.refusal import bad, too_long
 from hetero.tool_format import ToolFormat
 
@@ -100,13 +101,9 @@ def constraint(ask: Ask, prompt: Prompt, loaded: Loaded) -> Callable[[], Constra
         calls = Calls(loaded.template.tool_format, tools.functions, tools.required, only, tools.parallel)
     if ask.format is not None:
         schema = ANY_OBJECT if ask.format.schema is None else Schema(ask.format.schema, ask.format.strict)
-    budget = budget_of(ask.thinking)
-    if budget is not None and thinking_ids(loaded.tokenizer, prompt)[1] is None:
-        budget = None  # there is no reasoning; a vocabulary takes a second
-    if calls is None and schema is None and budget is None:
-        return None
-    vocabulary = loaded.vocabulary
-    make = constraint_for(vocabulary, prompt, schema=schema, calls=calls)
-    if budget is None:
+    budget, tokenizer, make = budget_of(ask.thinking), loaded.tokenizer, None
+    if calls is not None or schema is not None:  # a vocabulary takes a second
+        make = constraint_for(loaded.vocabulary, prompt, schema=schema, calls=calls)
+    if bounded(tokenizer, prompt, budget) is None:
         return make
-    return lambda: bounded(vocabulary, prompt, budget, make() if make else None)
+    return lambda: bounded(tokenizer, prompt, budget, make() if make else None)
