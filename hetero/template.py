@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,9 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hetero.begun_answer import REMEDY, THOUGHT_END, BegunAnswer, cut_behind, text_shown, with_ends
 from hetero.errors import TemplateError
+from hetero.template_guard import MARK, Guard
 from hetero.template_tools import Habits, habits_of, with_tools
-from hetero.tokenizer import CONTROL, USER_DEFINED, HasMetadata, Tokenizer, alternatives, well_formed
+from hetero.thinking import CLOSE, OPEN
+from hetero.tokenizer import CONTROL, USER_DEFINED, HasMetadata, Tokenizer
 from hetero.tool_format import format_of
 
 SECONDS = 10.0  # a known model's template takes a millisecond
@@ -58,10 +60,6 @@ DEEPSEEK = """
 {%- endif -%}
 """
 
-# Stands inside special-token text that a message contains, so that it is no longer found as a token. A lone surrogate
-# never occurs in well-formed text.
-MARK = "\udc00"
-
 
 class ChatTemplate:
     """Messages in OpenAI's form: {"role", "content"}, an assistant's "tool_calls", what they gave in the role "tool".
@@ -79,6 +77,7 @@ class ChatTemplate:
         control = tokenizer.special_texts(CONTROL)
         tags = [text for text in tokenizer.special_texts(USER_DEFINED) if text[0] == "<" and text[-1] == ">"]
         self._guard_model, self._guard = Guard(control), Guard(control + tags)
+        self._marks_thoughts = {OPEN, CLOSE} <= {*control, *tags}
         self.tool_format = format_of(tokenizer, self.source)
 
     @classmethod
@@ -125,6 +124,51 @@ class ChatTemplate:
         check(text)
         return self._encoded(marked), self.opens_thinking(text)
 
+    def begun_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        check: Callable[[str], None] = lambda text: None,
+        /,
+        *,
+        thinking: bool | None = None,
+        **extra: Any,
+    ) -> tuple[list[int], bool, str | None]:
+        """As `prompt`, for an answer that goes on with the last message, an assistant's without calls. The third is the
+        text of the answer that the prompt ends with, which is none where it ends in reasoning, and None where nothing
+        was begun. TemplateError: the template does not show the message."""
+        *before, last = messages
+        begun = BegunAnswer.of(last, self._marks_thoughts)
+        if begun.empty:
+            return *self.prompt(before, check, thinking=thinking, **extra), None
+        marked = self._with_reasoning(before, begun, extra) if begun.reasoning is not None else None
+        if marked is None:
+            if begun.text is None:
+                found = "the last message is reasoning that is not over"
+                raise TemplateError(found, "neither the chat template nor the vocabulary has a place for it", REMEDY)
+            message = begun.message(thoughts=False)
+            rendered = self._render([*before, message], False, thinking, extra, ends=True)
+            marked = text_shown(rendered, self._guard_model.apply(begun.text))
+        check(marked.replace(MARK, ""))
+        return self._encoded(marked), begun.text is None, begun.text or ""
+
+    def _with_reasoning(self, before: list[Mapping[str, Any]], begun: BegunAnswer, extra: dict[str, Any]) -> str | None:
+        """As the template shows reasoning, or else as the model wrote it behind a prompt; None where it writes none."""
+        if begun.reasoning:
+            rendered = self._render([*before, begun.message()], False, True, extra, ends=True)
+            shown = cut_behind(rendered, THOUGHT_END)
+            if shown is not None:
+                return shown if begun.text is None else text_shown(rendered, self._guard_model.apply(begun.text))
+        opened = self._render(before, True, True, extra)
+        if not self.opens_thinking(opened):
+            if not self._marks_thoughts or opened.rstrip().endswith(CLOSE):
+                return None
+            opened += f"{OPEN}\n"
+        thought = opened + self._guard.apply(begun.reasoning or "")
+        if begun.text is None:
+            return thought
+        closing = f"\n{CLOSE}\n\n" if opened.endswith("\n") else CLOSE
+        return thought + closing + self._guard_model.apply(begun.text)
+
     def _encoded(self, marked: str) -> list[int]:
         ids = self._tokenizer.encode_marked(marked, MARK)
         bos = self._tokenizer.bos_id
@@ -140,9 +184,17 @@ class ChatTemplate:
         return habits_of(lambda messages, extra: self._worker.render(self.source, self._variables(messages, extra)))
 
     def _render(
-        self, messages: Sequence[Mapping[str, Any]], prompt: bool, thinking: bool | None, extra: dict[str, Any]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        prompt: bool,
+        thinking: bool | None,
+        extra: dict[str, Any],
+        ends: bool = False,
     ) -> str:
+        """`ends`: those of the last message are marked."""
         guarded = [(self._guard_model if m.get("role") == "assistant" else self._guard).apply(m) for m in messages]
+        if ends:
+            guarded[-1] = with_ends(guarded[-1])
         extra = self._guard.apply(extra)
         tools = extra.get("tools") or []
         if tools or any(message.get("tool_calls") or message.get("role") == "tool" for message in guarded):
@@ -155,35 +207,6 @@ class ChatTemplate:
         self, messages: Sequence[Mapping[str, Any]], extra: dict[str, Any], prompt: bool = True
     ) -> dict[str, Any]:
         return {**self._special, "messages": messages, "add_generation_prompt": prompt, **extra}
-
-
-class Guard:
-    """Marks special-token text within values that come from outside the template."""
-
-    def __init__(self, tokens: Sequence[str]):
-        # A lookahead, so that a token that begins inside another one is marked as well.
-        self._first_character = re.compile(f"(?={alternatives(tokens)})(.)", re.DOTALL) if tokens else None
-        self._prefixes = {token[:n] for token in tokens for n in range(1, len(token))}
-        self._longest = max(map(len, self._prefixes), default=0)
-
-    def apply(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._mark(well_formed(value))
-        if isinstance(value, Mapping):
-            return {self.apply(key): self.apply(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.apply(item) for item in value]
-        return value
-
-    def _mark(self, text: str) -> str:
-        if self._first_character:
-            text = self._first_character.sub(rf"\1{MARK}", text)
-        # The start of a token at the end of one text, which the next text might complete.
-        tail = next((n for n in range(min(self._longest, len(text)), 0, -1) if text[-n:] in self._prefixes), 0)
-        for n in range(tail, 0, -1):
-            if text[-n:] in self._prefixes:
-                text = text[: len(text) - n + 1] + MARK + text[len(text) - n + 1 :]
-        return text
 
 
 class Worker:

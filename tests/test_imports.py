@@ -26,7 +26,7 @@ ROWS = [
     ["gguf_header", "gguf", "file_faults"],
     ["known_models", "metadata", "config", "run_config"],
     ["tensors", "inspect", "pretokenizers", "tokenizer", "nucleus", "sampler", "thinking"],
-    ["tool_format", "template_worker", "template_tools", "template"],
+    ["tool_format", "begun_answer", "template_worker", "template_guard", "template_tools", "template"],
     ["continuation", "request"],
     ["rope", "side", "linear", "prefixes", "cache", "launch_watch", "waiting", "flags", "offload"],
     ["attention", "moe", "recorded", "gpu_side", "graph"],
