@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Prompt:
     ids: Sequence[int]
     opens_thinking: bool | None = None  # None: plain text, in which `<think>` means nothing
+    begun: str | None = None  # the text of the answer that `ids` end with, "" within its reasoning; None: nothing of it
 
 
 # Stands before the text of a token named in `markers`: what a model only quotes never passes for one. A lone surrogate
@@ -39,7 +40,8 @@ class AnswerText:
     ):
         self.stopped = False
         self._stop, self._markers = StopStrings(stop), markers
-        self._splitter = None if prompt.opens_thinking is None else ThinkingSplitter(prompt.opens_thinking)
+        opened, begun = prompt.opens_thinking, prompt.begun is not None
+        self._splitter = None if opened is None else ThinkingSplitter(opened, begun)
         self._stream = tokenizer.stream(skip_special=self._splitter is None)
 
     @property

@@ -119,7 +119,9 @@ def thinking_ids(tokenizer: "Tokenizer", prompt: Prompt) -> tuple[int | None, in
     opening, closing = one_token(tokenizer, OPEN), one_token(tokenizer, CLOSE)
     if prompt.opens_thinking:
         return None, closing
-    if opening is None or closing is None or prompt.opens_thinking is None or has_ended(tokenizer, prompt):
+    if opening is None or closing is None or prompt.opens_thinking is None:
+        return None, None
+    if prompt.begun is not None or has_ended(tokenizer, prompt):
         return None, None
     return opening, closing
 

@@ -15,13 +15,14 @@ class Piece(NamedTuple):
 class ThinkingSplitter:
     """The first `<think>` block only, and only at the start: later marks are the model's text.
 
-    `opened`: the prompt already ended in `<think>`, so the answer starts inside the block.
+    `opened`: the prompt already ended in `<think>`, so the answer starts inside the block. `begun`: within its text, or
+    within the text of the answer, as the prompt holds the begin of it.
     """
 
-    def __init__(self, opened: bool):
-        self._state = "thinking" if opened else "start"
+    def __init__(self, opened: bool, begun: bool = False):
+        self._state = "thinking" if opened else "answer" if begun else "start"
         self._held = ""
-        self._skip_newlines = opened  # the blank lines around the marks belong to neither part
+        self._skip_newlines = opened and not begun  # the blank lines around the marks belong to neither part
 
     def push(self, text: str) -> list[Piece]:
         self._held += text

@@ -55,11 +55,13 @@ class Ask:
     """Messages for the chat template, or texts (or token ids) to go on with.
 
     `sampling.max_tokens`: as the client said; None, and more than there is room for: to the end of the context.
+    `begun`: the answer goes on with the last message, which is the assistant's and has no calls.
     `logprobs`: how many alternatives are shown for each token. `source`: the field that the prompt is made of.
     """
 
     sampling: Sampling
     messages: tuple[dict[str, Any], ...] | None = None
+    begun: bool = False
     texts: tuple[str | tuple[int, ...], ...] = ()
     source: str = "messages"
     choices: int = 1

@@ -6,10 +6,11 @@ from pydantic import Discriminator, Field, Tag
 
 from hetero.sampler import Sampling
 from hetero.server.ask import Ask, ToolChoice, Tools
+from hetero.server.begun_fields import BegunFields
 from hetero.server.chat_messages import ChatMessage, template_messages, template_variables
 from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.format_fields import FormatFields
-from hetero.server.reasons import CACHED, HOSTED, KEPT, NO_VERBOSITY, NOT_GONE_ON, ONE_TIER, ONE_USER, TEXT_ONLY
+from hetero.server.reasons import CACHED, HOSTED, KEPT, NO_VERBOSITY, ONE_TIER, ONE_USER, TEXT_ONLY
 from hetero.server.refusal import bad
 from hetero.server.sampling_fields import OpenTokens, SamplingFields, TopLogprobs, sampled
 from hetero.server.settings import Limits
@@ -71,7 +72,7 @@ Choice = Annotated[
 ]
 
 
-class ChatForm(SamplingFields, FormatFields, ThinkingFields):
+class ChatForm(SamplingFields, FormatFields, ThinkingFields, BegunFields):
     messages: list[ChatMessage]
     model: Name | None = None
     stream: bool | None = None
@@ -86,8 +87,6 @@ class ChatForm(SamplingFields, FormatFields, ThinkingFields):
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     return_progress: bool | None = Field(default=None, description="Extension: chunks while the prompt is read.")
-    add_generation_prompt: Any = refuse(NOT_GONE_ON, True)
-    continue_final_message: Any = refuse(NOT_GONE_ON, False)
     metadata: Any = no_effect("nothing is stored")
     prompt_cache_key: Any = no_effect(CACHED)
     prompt_cache_options: Any = no_effect(CACHED)
@@ -117,6 +116,7 @@ class ChatForm(SamplingFields, FormatFields, ThinkingFields):
         return Ask(
             sampling=sampled(self, defaults, most, limits),
             messages=template_messages(self.messages, limits),
+            begun=self.begun(self.messages),
             choices=copies,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             progress=bool(self.return_progress),

@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints
 
 from hetero.server.fields import Form, Name, OneOf, no_effect, refuse
 from hetero.server.message_parts import TextPart, check_count, text_of
-from hetero.server.reasons import CACHED, NOT_GONE_ON, READS_TEXT, TEXT_ONLY
+from hetero.server.reasons import CACHED, READS_TEXT, TEXT_ONLY
 from hetero.server.refusal import bad
 from hetero.server.settings import Limits
 
@@ -48,7 +48,7 @@ class ChatMessage(Form):
     annotations: Any = no_effect("they are not part of the text")
     audio: Any = refuse(TEXT_ONLY)
     function_call: Any = refuse("the older form of tool_calls")
-    prefix: Any = refuse(NOT_GONE_ON, False)
+    prefix: bool | None = Field(default=None, description="Extension: the answer goes on with this one, the last.")
 
 
 def template_messages(messages: list[ChatMessage], limits: Limits) -> tuple[dict[str, Any], ...]:

@@ -74,7 +74,7 @@ class Choice:
         self._called = False
         self._blank = ""  # white space that may turn out not to belong to the answer
         self._holds_blanks = self._parser is not None or prepared.document
-        self._spoke = False
+        self._spoke = bool(prepared.prompt.begun)
 
     def take(self, event: Event) -> list[Delta]:
         """`stopped` afterwards: no more of the sequence is wanted; how it finished is told at its last event."""

@@ -145,27 +145,37 @@ def constraint_for(
     """Makes the constraint of one answer, as often as there are answers to this prompt; None: nothing is asked for.
 
     The reasoning before the answer is free, where the prompt began it or the model may. With schema and calls, the
-    answer is either, unless calls are required. Nothing comes after a document or a section of calls. RequestError: a
-    schema that cannot be enforced, or that is beyond the bounds.
+    answer is either, unless calls are required. Nothing comes after a document or a section of calls. A document that
+    the prompt begins is gone on with. RequestError: a schema that cannot be enforced, that is beyond the bounds, or
+    that has no document with this begin.
     """
     if schema is None and calls is None:
         return None
     bare = calls is not None and calls.format.marked and not calls.required and schema is None
     opening, closing = thinking_ids(vocabulary.tokenizer, prompt)
     matcher = compiled(vocabulary, schema, calls, bare, after_thinking=closing is not None)
+    if schema is not None and prompt.begun:
+        begin(matcher, vocabulary.tokenizer.encode(prompt.begun))
     stops = bits(vocabulary.tokenizer.stop_ids, vocabulary.size, others=True)
-    begin = calls.format.ids[0] if bare and calls else None
+    gate = calls.format.ids[0] if bare and calls else None
 
     def make() -> Constraint:
         answer: Constraint = Grammar(matcher.deep_copy(), vocabulary.size)
-        if begin is not None:
-            answer = Gated(begin, answer)
+        if gate is not None:
+            answer = Gated(gate, answer)
         if closing is None:
             return answer
-        thinking = Gated(closing, answer, None if begin is not None else stops)
+        thinking = Gated(closing, answer, None if gate is not None else stops)
         return thinking if opening is None else MayThink(opening, thinking, answer)
 
     return make
+
+
+def begin(matcher: llguidance.LLMatcher, ids: Sequence[int]) -> None:
+    """What is there already. Its tokens are not those that the model would have taken: only their text counts."""
+    if matcher.validate_tokens(list(ids)) < len(ids) or not matcher.consume_tokens(list(ids)):
+        found, limit = "the last message begins no document of the schema", "the answer goes on with its text"
+        raise RequestError(found, limit, "begin it otherwise, or leave the schema out")
 
 
 def compiled(

@@ -52,7 +52,8 @@ async def tokenize(request: Request) -> Response:
     loaded, content = call.service.loaded, form.content
     if form.messages is not None:
         messages = template_messages(form.messages, call.service.settings.limits)
-        ask = Ask(Sampling(), messages, template=template_variables(form.chat_template_kwargs or {}))
+        template = template_variables(form.chat_template_kwargs or {})
+        ask = Ask(Sampling(), messages, form.begun(form.messages), template=template)
         ids = await call.encoded(ask)
     else:
         check_length(content or "", "content", loaded)

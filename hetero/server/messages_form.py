@@ -10,7 +10,7 @@ from hetero.server.ask import Ask, Effort, JsonFormat, Thinking, Tools
 from hetero.server.fields import Form, Name, no_effect, refuse
 from hetero.server.message_parts import check_count
 from hetero.server.messages_blocks import Block, Turn, plain, template_messages
-from hetero.server.reasons import BY_THE_MODEL, CACHED, NO_TOOLS, NOT_GONE_ON, ONE_TIER, ONE_USER, STORED
+from hetero.server.reasons import BY_THE_MODEL, CACHED, NO_TOOLS, ONE_TIER, ONE_USER, STORED
 from hetero.server.refusal import bad
 from hetero.server.sampling_fields import SamplingFields, Share, Temperature, Tokens, TopK, sampled, stops
 from hetero.server.settings import Limits
@@ -91,12 +91,15 @@ class CountForm(Form):
         """All but the sampling."""
         layout = (self.output_config and self.output_config.format) or self.output_format
         check_count(self.messages, limits)
-        if self.messages[-1].role == "assistant":
-            raise bad("the last message is the assistant's", NOT_GONE_ON, "end with the user's", param="messages")
+        messages, begun = template_messages(self.messages), self.messages[-1].role == "assistant"
+        if begun and messages[-1].get("tool_calls"):
+            limit = "the results of its calls come next, in a user's message"
+            raise bad("the last message holds a tool_use", limit, param=f"messages[{len(self.messages) - 1}].content")
         system = [] if self.system is None else [{"role": "system", "content": plain(self.system, "system")}]
         return Ask(
             sampling=Sampling(),
-            messages=(*system, *template_messages(self.messages)),
+            messages=(*system, *messages),
+            begun=begun,
             thinking=self._thinking(),
             tools=self._tools(limits),
             format=JsonFormat(layout.schema_) if layout else None,

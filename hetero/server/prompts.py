@@ -47,7 +47,8 @@ def prompts_of(ask: Ask, loaded: Loaded) -> list[Prompt]:
     if ask.tools.offered:
         extra["tools"] = list(ask.tools.functions)
     check, thinking = partial(check_length, source=ask.source, loaded=loaded), ask.thinking.wanted
-    prompt = Prompt(*loaded.template.prompt(ask.messages, check, thinking=thinking, **extra))
+    make = loaded.template.begun_prompt if ask.begun else loaded.template.prompt
+    prompt = Prompt(*make(ask.messages, check, thinking=thinking, **extra))
     return [closed(loaded.tokenizer, prompt) if ask.thinking.wanted is False else prompt]
 
 
@@ -96,6 +97,9 @@ def fitted(prompt: Prompt, ask: Ask, loaded: Loaded) -> Prepared:
 def constraint(ask: Ask, prompt: Prompt, loaded: Loaded) -> Callable[[], Constraint | None] | None:
     """The form of the answer, and how long it may reason first. RequestError: a schema that cannot be enforced."""
     tools, calls, schema = ask.tools, None, None
+    if tools.required and prompt.begun:
+        found, limit = "tool_choice asks for a call, and the last message begins an answer", "a call stands by itself"
+        raise bad(found, limit, "leave the message or tool_choice out", param="tool_choice")
     if tools.offered:
         only = tools.choice if isinstance(tools.choice, tuple) else tools.allowed
         calls = Calls(loaded.template.tool_format, tools.functions, tools.required, only, tools.parallel)

@@ -4,12 +4,13 @@ from typing import Any
 
 from pydantic import Field
 
+from hetero.server.begun_fields import BegunFields
 from hetero.server.chat_messages import ChatMessage
 from hetero.server.completion_form import Ids
 from hetero.server.fields import Form, Name
 
 
-class TokenizeForm(Form):
+class TokenizeForm(BegunFields):
     """A text, or messages as the chat template would have them."""
 
     model: Name | None = None
