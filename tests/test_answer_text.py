@@ -58,6 +58,29 @@ def test_pieces(
     assert all(piece.text for piece in pieces)
 
 
+@pytest.mark.parametrize(
+    ("opened", "begun", "answer", "thinking", "text"),
+    [
+        (False, "So", "<think>a</think>b", "", "<think>a</think>b"),
+        (False, "So", "\n\nb", "", "\n\nb"),
+        (False, "", "\n\nb", "", "\n\nb"),
+        (True, "", "\n\nNow\n</think>\n\nb", "\n\nNow", "b"),
+        (True, "", "</think>b", "", "b"),
+        (True, None, "\n\nNow\n</think>\n\nb", "Now", "b"),
+    ],
+)
+def test_what_was_begun_goes_on(opened: bool, begun: str | None, answer: str, thinking: str, text: str) -> None:
+    """Line breaks within it are its own, and nothing but reasoning is reasoning."""
+    pieces = shown(TOKENIZER.encode(answer, special=True), AnswerText(TOKENIZER, Prompt([1], opened, begun), ()))
+    assert (joined(pieces, True), joined(pieces, False)) == (thinking, text)
+
+
+def test_stop_strings_look_at_new_text() -> None:
+    answer_text = AnswerText(TOKENIZER, Prompt([1], False, "ab"), ("abc", "cd"))
+    assert joined(shown(TOKENIZER.encode("cxcd"), answer_text), False) == "cx"
+    assert answer_text.stop_string == "cd"
+
+
 def test_a_broken_character_is_shown_at_the_end() -> None:
     ids = TOKENIZER.encode("aé")[:-1]
     assert shown(ids, AnswerText(TOKENIZER, Prompt([1], False), ())) == [Piece("a", False), Piece("\ufffd", False)]

@@ -84,3 +84,12 @@ def test_what_the_model_ends_is_text_as_it_was_written() -> None:
     ids = tokenizer.encode(quoted, special=False)
     assert said(told(tokenizer, prepared, ids, "stop")) == quoted
     assert said(told(tokenizer, prepared, ids)) == "The mark is"
+
+
+def test_white_space_within_a_document_that_was_begun_is_the_document_s() -> None:
+    tokenizer, _ = WRITTEN["text"]
+    for begun, expected in ((None, "{}"), ('{"a":', "  {}")):
+        prompt = Prompt([1], False, begun)
+        assert (
+            said(told(tokenizer, replace(PREPARED, prompt=prompt, document=True), tokenizer.encode("  {}"))) == expected
+        )

@@ -359,6 +359,35 @@ def test_reasoning_that_the_model_may_begin(v3: Vocabulary) -> None:
     assert v3.token("<think>") not in first and v3.token("7") in first
 
 
+@pytest.mark.parametrize(
+    "begin", ["{", ' {"name": "Zo', '{"name": "Zoe", "age": 1', '{"name": "Zoe", "age": 12, "tags": ']
+)
+def test_a_document_that_was_begun_is_gone_on_with(v3: Vocabulary, begin: str) -> None:
+    """Cut where no token of the model's ends; nothing else of the prompt counts, and it cannot think any more."""
+    prompt = Prompt(v3.tokenizer.encode("<think>hm</think>" + begin), opens_thinking=False, begun=begin)
+    make = constraint_for(v3, prompt, schema=Schema(PERSON, strict=True))
+    for seed in range(4):
+        jsonschema_rs.validate(PERSON, json.loads(begin + v3.tokenizer.decode(draw(v3, make, seed))))
+
+
+def test_what_begins_no_document_is_refused(v3: Vocabulary) -> None:
+    for begin in ("Sure: {", '{"age"', '{"name": 7', "[", '{"name": ""'):
+        prompt = Prompt([1], opens_thinking=False, begun=begin)
+        with pytest.raises(RequestError, match="begins no document of the schema"):
+            constraint_for(v3, prompt, schema=Schema(PERSON, strict=True))
+    whole = Prompt([1], opens_thinking=False, begun='{"a": 1}')
+    make = constraint_for(v3, whole, schema=Schema({"type": "object", "properties": {"a": {}}}))
+    assert make is not None and make().ended, "nothing is left to say"
+
+
+def test_begun_text_leads_to_calls_as_any_text(v3: Vocabulary, tools_v3: ToolFormat) -> None:
+    calls = Calls(tools_v3, [tool("f", POINT)])
+    make = constraint_for(v3, Prompt([1], opens_thinking=False, begun="I look"), calls=calls)
+    assert make is not None and make().mask() is None
+    start = [*v3.tokenizer.encode(" it up."), tools_v3.ids[0]]
+    assert '"x"' in v3.tokenizer.decode(draw(v3, make, 0, start))
+
+
 def tool(name: str, parameters: Any, strict: bool = False) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": parameters, "strict": strict}}
 

@@ -171,9 +171,9 @@ def constraint_for(
     return make
 
 
-def begin(matcher: llguidance.LLMatcher, ids: Sequence[int]) -> None:
+def begin(matcher: llguidance.LLMatcher, ids: list[int]) -> None:
     """What is there already. Its tokens are not those that the model would have taken: only their text counts."""
-    if matcher.validate_tokens(list(ids)) < len(ids) or not matcher.consume_tokens(list(ids)):
+    if matcher.validate_tokens(ids) < len(ids) or not matcher.consume_tokens(ids):
         found, limit = "the last message begins no document of the schema", "the answer goes on with its text"
         raise RequestError(found, limit, "begin it otherwise, or leave the schema out")
 
