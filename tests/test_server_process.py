@@ -80,7 +80,7 @@ def without_names(text: str) -> str:
 
 def test_documented_answers_are_real(client: httpx.Client) -> None:
     examples = documented()
-    assert len(examples) == 5
+    assert len(examples) == 6
     for path, body, answer in examples:
         response = client.post(path, content=body.encode(), headers={"content-type": "application/json"})
         assert without_names(response.text) == without_names(answer), path
