@@ -162,7 +162,8 @@ class ChatTemplate:
         if not self.opens_thinking(opened):
             if not self._marks_thoughts or opened.rstrip().endswith(CLOSE):
                 return None
-            opened += f"{OPEN}\n"
+            bare = f"{OPEN}{CLOSE}" in self.source  # where it shows that no line breaks belong to the marks
+            opened += OPEN if bare else f"{OPEN}\n"
         thought = opened + self._guard.apply(begun.reasoning or "")
         if begun.text is None:
             return thought

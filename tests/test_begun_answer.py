@@ -119,6 +119,18 @@ def test_reasoning_is_gone_on_with(name: str) -> None:
         assert begun(source, [*TURNS, assistant(nothing)], special) == (before + end + text, False, text)
 
 
+def test_marks_without_line_breaks_stay_so() -> None:
+    """As in Kimi-K2-Thinking's, which writes an empty reasoning before every answer."""
+    source = K2.replace("{{- m.content", "{{- '<think></think>' if m.role == 'assistant' -}}{{- m.content")
+    head = "<|im_user|>user<|im_middle|>a<|im_end|><|im_assistant|>assistant<|im_middle|><think>"
+    for message, expected in (
+        (assistant("So"), (f"{head}</think>So", False, "So")),
+        (assistant("", reasoning_content="Hm"), (f"{head}Hm", True, "")),
+        (assistant("So", reasoning_content="Hm"), (f"{head}Hm</think>So", False, "So")),
+    ):
+        assert begun(source, [user("a"), message], KIMI_TOKENS) == expected
+
+
 def test_a_model_without_reasoning() -> None:
     tokens = [t for t in DEEPSEEK_TOKENS if t != "<think>"]
     tokenizer = make_tokenizer()

@@ -42,6 +42,11 @@ turns.append({"role": "user", "content": "What is the capital of Italy?"})
 message = client.messages.create(model=model.id, max_tokens=64, messages=turns, extra_body=GREEDY)
 print(message.content[0].text)
 
+print("\n-- an answer that was begun")
+turns = [question, {"role": "assistant", "content": "The capital of"}]
+message = client.messages.create(model=model.id, max_tokens=64, messages=turns, extra_body=GREEDY)
+print(turns[-1]["content"], "|", message.content[0].text)
+
 print("\n-- a tool")
 message = client.messages.create(
     model=model.id,

@@ -45,6 +45,11 @@ answer = client.chat.completions.create(
 for token in answer.choices[0].logprobs.content[:4]:
     print(f"{token.token!r:12}", ", ".join(f"{one.token!r} {one.logprob:.2f}" for one in token.top_logprobs))
 
+print("\n-- an answer that was begun")
+begin = {"role": "assistant", "content": "The capital of", "prefix": True}
+answer = client.chat.completions.create(model=model.id, messages=[question, begin], temperature=0)
+print(begin["content"], "|", answer.choices[0].message.content)
+
 print("\n-- an answer in a form")
 parsed = client.chat.completions.parse(model=model.id, messages=[question], temperature=0, response_format=City)
 print(repr(parsed.choices[0].message.parsed))
