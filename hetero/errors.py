@@ -4,6 +4,7 @@
       ├─ FileError          the model file is not what it claims to be: damaged, hostile, incomplete
       ├─ UnsupportedError   a sound file (or a combination of settings) that this version does not implement
       ├─ ResourceError      it does not fit: memory, context, disk
+      │    ├─ GpuMemoryError   the GPU's memory ran out in a pass; also a MemoryError
       │    ├─ QueueFull        too many requests wait already
       │    └─ Draining         nothing new is taken any more
       ├─ RequestError       a request that cannot be met: impossible sampling values, too long a prompt
@@ -35,6 +36,10 @@ class UnsupportedError(HeteroError):
 
 class ResourceError(HeteroError):
     """It does not fit into memory, context or disk."""
+
+
+class GpuMemoryError(ResourceError, MemoryError):
+    """The GPU's memory ran out in a pass: of this pass nothing is left, the next one may follow."""
 
 
 class QueueFull(ResourceError):

@@ -3,14 +3,17 @@
 Or of gpu_kernels.twins, the same in plain torch, with which everything that follows runs where there is no GPU.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from traceback import clear_frames
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from hetero.attention import Step
+from hetero.errors import GpuMemoryError
 from hetero.side import Array, Verb
 
 
@@ -19,6 +22,21 @@ class Expansion(NamedTuple):
 
     k_b: Any
     v_b: Any
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Around a pass: where torch finds no memory for it, a GpuMemoryError, that keeps none of the pass's arrays.
+
+    By then torch has given back what it held unused, and tried again. More given back would be for others to take.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        clear_frames(error.__traceback__)  # whoever handles it needs the memory
+        said = ". ".join(str(error).split(". ")[:2])  # how much was asked for; then come statistics and advice
+        remedy = "end what else uses the GPU, or start with a lower --gpu-memory"
+        raise GpuMemoryError(f"the GPU's memory ran out in a pass: {said}", "", remedy) from None
 
 
 class GpuSide:

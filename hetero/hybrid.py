@@ -17,7 +17,7 @@ from hetero.attention import Step
 from hetero.cache import PAGE
 from hetero.config import ModelConfig
 from hetero.errors import ResourceError
-from hetero.gpu_side import GpuSide
+from hetero.gpu_side import GpuSide, memory_errors
 from hetero.graph import SIZES, Capture, DecodeStep
 from hetero.model import Batch, Block, Ends, Model, run_of
 from hetero.moe import DenseFFN, MoE, Router
@@ -46,6 +46,9 @@ class OffloadedFFN(DenseFFN):
         """[T, hidden]"""
         return self.meeting.collect()
 
+    def drop(self) -> None:
+        self.meeting.drop()
+
     def __call__(self, x: Array) -> Array:
         self.submit(x)
         return self.collect()
@@ -70,6 +73,10 @@ class SplitMoE(MoE):
         """[T, hidden]"""
         here, self._here = self._here, None
         return self.meeting.collect(add=here)
+
+    def drop(self) -> None:
+        self._here = None
+        self.meeting.drop()
 
     def __call__(self, x: Array) -> Array:
         self.submit(x)
@@ -166,13 +173,26 @@ class HybridModel(Model):
     def phases(self, batch: Batch, layers: list[Any], pace: Pace) -> Phases:
         """As `Model.phases`, from any thread; stops behind a layer, where GPU and CPU are done with what they have.
 
-        OffloadError once a pass has failed, or the model is closed. A GPU's kernels trust what they read, so it is
-        checked here that every page exists.
+        OffloadError once a pass has failed, or the model is closed; GpuMemoryError, after which others may follow. A
+        GPU's kernels trust what they read, so it is checked here that every page exists.
         """
         self.doorbells.check_usable()
         self.gpu.use()
         check_context(batch.block_table, batch.sequence, batch.positions, len(layers[0]), "forward")
-        return (yield from super().phases(batch, layers, pace))
+        with memory_errors():
+            try:
+                return (yield from super().phases(batch, layers, pace))
+            except BaseException:
+                self._drop()
+                raise
+
+    def _drop(self) -> None:
+        """What meetings hold of a pass that does not come to its end; other passes rest where no meeting is open."""
+        for block in self.blocks:
+            if isinstance(block.feed_forward, OffloadedFFN | SplitMoE):
+                block.feed_forward.drop()
+        if self.last is not None:
+            self.last.meeting.drop()
 
     def replayed(self, ids: np.ndarray, step: Step, layers: list[Any]) -> np.ndarray:
         count = len(ids)
@@ -283,6 +303,7 @@ class HybridModel(Model):
         self.gpu.use()
         return super().choices()
 
+    @memory_errors()
     def rehearse(self, layers: list[Any], pages: int | None = None) -> None:
         """As `Model.rehearse`; what is recorded is the pass of one token, others are when they first come.
 

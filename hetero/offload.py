@@ -60,6 +60,10 @@ class Meeting:
         collect, self._collect = self._collect, None
         return collect(add)
 
+    def drop(self) -> None:
+        """The pass has failed: what was submitted, if anything, is collected no more."""
+        self._collect = None
+
     def _called(self, x: torch.Tensor, *others: torch.Tensor | None) -> None:
         """`others`: ids, weights, the answer."""
         ids, weights, out = (None if part is None else part.numpy() for part in others)
