@@ -11,10 +11,11 @@ from hetero.config import ModelConfig
 from hetero.gguf import GGUFFile
 from hetero.gpu_weights import GpuWeights, VramReader
 from hetero.graph import Capture
-from hetero.hybrid import HybridModel, OffloadedFFN, SplitMoE
+from hetero.hybrid import HybridModel
 from hetero.model import Block, Ends
 from hetero.moe import DenseFFN, MoE
 from hetero.offload import Doorbells
+from hetero.offloaded_networks import OffloadedFFN, SplitMoE
 from hetero.places import Places
 from hetero.side import CpuSide
 from hetero.weights import Weights, block, feed_forward, head, router

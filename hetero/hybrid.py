@@ -20,8 +20,8 @@ from hetero.errors import ResourceError
 from hetero.gpu_side import GpuSide, memory_errors
 from hetero.graph import SIZES, Capture, DecodeStep
 from hetero.model import Batch, Block, Ends, Model, run_of
-from hetero.moe import DenseFFN, MoE, Router
-from hetero.offload import Doorbells, Meeting
+from hetero.offload import Doorbells
+from hetero.offloaded_networks import OffloadedFFN, SplitMoE
 from hetero.pace import Pace, Phases, finished
 from hetero.recorded import MOST_TOKENS
 from hetero.rehearsal import batch_of, rehearse_gpu
@@ -31,56 +31,6 @@ HALVES_FROM = 256  # tokens of a pass from which it is computed in two halves
 HEAD_ROWS = 128  # tokens whose logits are on the GPU at a time: of 1,024 they would be 529 MB of DeepSeek-V3
 MET = 16  # tokens of the passes that are rehearsed with the CPU: more than there are flags for
 Stages = Generator[bool, None, Any]  # of a pass: whether a layer is complete; then no meeting is outstanding
-
-
-class OffloadedFFN(DenseFFN):
-    """A dense network, all of it the CPU's: what the meeting computes."""
-
-    def __init__(self, meeting: Meeting):
-        self.meeting = meeting
-
-    def submit(self, x: Array) -> None:
-        self.meeting.submit(x, None, None)
-
-    def collect(self) -> Array:
-        """[T, hidden]"""
-        return self.meeting.collect()
-
-    def drop(self) -> None:
-        self.meeting.drop()
-
-    def __call__(self, x: Array) -> Array:
-        self.submit(x)
-        return self.collect()
-
-
-class SplitMoE(MoE):
-    """Routed experts on both sides, or all of them on the CPU; `meeting` computes those, and knows which they are.
-
-    `routed`: the GPU's experts, None without any; `shared`: the shared one's weights if it is the GPU's.
-    """
-
-    def __init__(self, router: Router, routed: Any, shared: Any, side: GpuSide, meeting: Meeting):
-        super().__init__(router, routed, shared, side)
-        self.meeting, self._here = meeting, None
-
-    def submit(self, x: Array) -> None:
-        self.chosen, weights = self.router(x)
-        self.meeting.submit(x, self.chosen, weights)
-        self._here = self._experts(self.routed, x, self.chosen, weights, self.shared)
-
-    def collect(self) -> Array:
-        """[T, hidden]"""
-        here, self._here = self._here, None
-        return self.meeting.collect(add=here)
-
-    def drop(self) -> None:
-        self._here = None
-        self.meeting.drop()
-
-    def __call__(self, x: Array) -> Array:
-        self.submit(x)
-        return self.collect()
 
 
 def halves(step: Step) -> list[tuple[slice, Step]]:

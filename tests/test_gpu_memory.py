@@ -21,9 +21,10 @@ from hetero import RunConfig
 from hetero.gguf import Tensor
 from hetero.gpu_side import GpuSide
 from hetero.gpu_weights import GpuWeights, Source, VramReader
-from hetero.hybrid import HybridModel, SplitMoE
+from hetero.hybrid import HybridModel
 from hetero.model import Ends
 from hetero.moe import DenseFFN
+from hetero.offloaded_networks import SplitMoE
 from hetero.rehearsal import Alone, batch_of
 from hetero.synthetic import make_slice
 from hetero.weights import block, head, router

@@ -15,8 +15,9 @@ from hetero.engine import Engine
 from hetero.errors import UnsupportedError
 from hetero.generate import chat_prompt
 from hetero.gpu_side import GpuSide
-from hetero.hybrid import HybridModel, OffloadedFFN, SplitMoE, alternate
+from hetero.hybrid import HybridModel, alternate
 from hetero.moe import MoE
+from hetero.offloaded_networks import OffloadedFFN, SplitMoE
 from hetero.pace import Pace
 from hetero.parts import PARTS, time_by_part
 from hetero.template import ChatTemplate

@@ -29,7 +29,7 @@ ROWS = [
     ["tool_format", "begun_answer", "template_worker", "template_guard", "template_tools", "template"],
     ["continuation", "request"],
     ["rope", "side", "linear", "prefixes", "cache", "launch_watch", "waiting", "flags", "offload"],
-    ["attention", "moe", "recorded", "gpu_side", "graph"],
+    ["attention", "moe", "recorded", "gpu_side", "graph", "offloaded_networks"],
     ["model", "rehearsal", "hybrid"],
     ["page_cache", "reading_order"],
     ["arena", "nodes", "weights", "prefetch", "weight_reader", "weights_cache", "random_weights"],
