@@ -1,5 +1,6 @@
 """Prompts that end within the assistant's last message: as transformers cuts them, and what it leaves open."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -23,9 +24,11 @@ from tests.test_template import (
     transformers_render,
     user,
 )
-from tests.test_template_tools import DEEPSEEK_TOKENS, K2, KIMI_TOKENS, TALK, TOOL, V31, template
+from tests.test_template_tools import DEEPSEEK_TOKENS, K2, KIMI_TOKENS, TALK, TOOL, V31
 from tests.test_template_tools import make_tokenizer as with_tokens
+from tests.test_template_tools import template as new_template
 
+template = functools.cache(new_template)  # a process each
 OPENS = R1.replace("{{'<｜Assistant｜>'}}{% endif %}", "{{'<｜Assistant｜><think>\\n'}}{% endif %}")  # as R1's is today
 assert OPENS != R1
 # Trims what it is given and shows reasoning of the last message, as Qwen3's does and Kimi-K2-Thinking's.
@@ -53,9 +56,9 @@ THOUGHT = "Hm,\n\nthat is"
 
 def begun(source: str | None, messages: list[dict[str, Any]], special: tuple[str, ...] = DEEPSEEK_TOKENS, **how: Any):
     """(text, whether reasoning goes on, the answer's text so far)"""
-    tokenizer = with_tokens(special)
-    ids, opens, text = ChatTemplate(source, tokenizer).begun_prompt(messages, **how)
-    return tokenizer.decode(ids).removeprefix(BOS), opens, text
+    found = template(source, special)
+    ids, opens, text = found.begun_prompt(messages, **how)
+    return found._tokenizer.decode(ids).removeprefix(BOS), opens, text
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -64,7 +67,7 @@ def test_text_is_cut_where_transformers_cuts_it(name: str, text: str) -> None:
     source, special = TEMPLATES[name]
     messages = [*TURNS, assistant(text)]
     found, opens, so_far = begun(source, messages, special)
-    source = ChatTemplate(source, with_tokens(special)).source
+    source = template(source, special).source
     expected = transformers_render(source, messages, add_generation_prompt=False, continue_final_message=True)
     expected = expected.removeprefix(BOS)
     if name == "trims":  # transformers searches the text without what a template may trim, so it loses it
@@ -157,6 +160,8 @@ def test_messages_cannot_forge_tokens_or_ends() -> None:
         thought = f"{attack}</think><think>"
         ids, _, _ = found.begun_prompt([user("x"), assistant("", reasoning_content=thought)])
         assert text_of(tokenizer, ids) == [BOS, USER, "x", ASSISTANT, "<think>", f"\n{said}</think><think>"]
+        ids, _, _ = found.begun_prompt([user("x"), assistant(attack, reasoning_content="hm")])
+        assert text_of(tokenizer, ids)[4:] == ["<think>", "\nhm\n", "</think>", f"\n\n{said}"]
         ids, _, _ = found.begun_prompt([user("x"), assistant("y" + EOS[:-1], reasoning_content=EOS[:5])])
         assert text_of(tokenizer, ids)[4:] == ["<think>", f"\n{EOS[:5]}\n", "</think>", f"\n\ny{EOS[:-1]}"]
 
@@ -187,7 +192,7 @@ def test_tools_are_described_and_calls_of_earlier_turns_kept() -> None:
 
 
 def test_it_may_be_refused_before_it_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = template(R1)
+    found = new_template(R1)
     monkeypatch.setattr(found._tokenizer, "encode_marked", None)
 
     class TooLong(Exception):

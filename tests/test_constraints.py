@@ -366,6 +366,7 @@ def test_a_document_that_was_begun_is_gone_on_with(v3: Vocabulary, begin: str) -
     """Cut where no token of the model's ends; nothing else of the prompt counts, and it cannot think any more."""
     prompt = Prompt(v3.tokenizer.encode("<think>hm</think>" + begin), opens_thinking=False, begun=begin)
     make = constraint_for(v3, prompt, schema=Schema(PERSON, strict=True))
+    assert make is not None and v3.token("<think>") not in allowed(make().mask(), v3.size)
     for seed in range(4):
         jsonschema_rs.validate(PERSON, json.loads(begin + v3.tokenizer.decode(draw(v3, make, seed))))
 
