@@ -106,6 +106,7 @@ class Server(uvicorn.Server):
         self.config.load()
         self._service, self._gate, self._settings = service, app, settings
         self._signals = 0
+        self._draining: asyncio.Task[None] | None = None  # held: a task that nobody refers to may be collected
         self._url = ""
         self._loader: threading.Thread | None = None  # of the model; None: it is there
         self._failure: BaseException | None = None
@@ -178,7 +179,7 @@ class Server(uvicorn.Server):
         if loading:
             self.should_exit = True
         else:
-            self._drain = asyncio.get_running_loop().create_task(self._drained())
+            self._draining = asyncio.get_running_loop().create_task(self._drained())
 
     async def _drained(self) -> None:
         """The listening socket stays open as long as answers run, so that /health can say what happens."""
