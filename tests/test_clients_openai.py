@@ -284,7 +284,9 @@ def test_progress_for_clients_that_ask(client: OpenAI) -> None:
         chunk.model_extra["prompt_progress"] for chunk in chunks if (chunk.model_extra or {}).get("prompt_progress")
     ]
     assert told and all(one["total"] == told[0]["total"] > 200 for one in told)
-    assert [one["processed"] for one in told] == sorted(one["processed"] for one in told)
+    for name in ("processed", "time_ms"):
+        assert [one[name] for one in told] == sorted(one[name] for one in told)
+    assert told[0]["time_ms"] == 0 < told[-1]["time_ms"]
 
 
 # Completions

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from itertools import count
 from typing import Any
 
 import anthropic.types
@@ -112,7 +113,8 @@ def test_chat() -> None:
     assert found["usage"]["prompt_tokens"] == len("[user]Hi[assistant]")
 
 
-def test_chat_streamed() -> None:
+def test_chat_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hetero.server.exchange.perf_counter", count(7.0, 0.25).__next__)  # of one event each
     found = stream(
         "/v1/chat/completions", "<think>hm</think>Yes", stream_options={"include_usage": True}, return_progress=True
     )
@@ -122,8 +124,8 @@ def test_chat_streamed() -> None:
     assert last["choices"] == [] and last["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}
     assert last["usage"]["completion_tokens_details"]["reasoning_tokens"] >= 2
     assert [one["prompt_progress"] for one in found if not one["choices"]] == [
-        {"total": 19, "cache": 1, "processed": 1},
-        {"total": 19, "cache": 1, "processed": 19},
+        {"total": 19, "cache": 1, "processed": 1, "time_ms": 0},
+        {"total": 19, "cache": 1, "processed": 19, "time_ms": 250},
     ]
     deltas = [one["choices"][0]["delta"] for one in found if one["choices"]]
     assert deltas[0] == {"role": "assistant", "content": ""}

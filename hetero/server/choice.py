@@ -17,15 +17,17 @@ FinishReason = Literal["stop", "stop_string", "length", "context", "tool_calls"]
 
 
 class Progress(NamedTuple):
-    """Of reading the prompt, in tokens."""
+    """Of reading the prompt, in tokens; `seconds` since that began."""
 
     cached: int
     done: int
     total: int
+    seconds: float
 
     def document(self) -> dict[str, int]:
         """Named as llama.cpp's server does."""
-        return {"total": self.total, "cache": self.cached, "processed": self.done}
+        milliseconds = round(self.seconds * 1e3)
+        return {"total": self.total, "cache": self.cached, "processed": self.done, "time_ms": milliseconds}
 
 
 class Said(NamedTuple):
@@ -63,6 +65,7 @@ class Choice:
         self.usage = Usage(len(prepared.prompt.ids))
         self.finished = self.stopped = False
         self.begun = False  # a token is there: what the prompt holds is in the cache
+        self._started = 0.0
         calls = prepared.calls
         markers = frozenset(calls.ids) if calls else frozenset[int]()
         self._text = AnswerText(tokenizer, prepared.prompt, prepared.sampling.stop, markers)
@@ -76,13 +79,16 @@ class Choice:
         self._holds_blanks = self._parser is not None or prepared.document
         self._spoke = bool(prepared.prompt.begun)
 
-    def take(self, event: Event) -> list[Delta]:
-        """`stopped` afterwards: no more of the sequence is wanted; how it finished is told at its last event."""
+    def take(self, event: Event, at: float = 0.0) -> list[Delta]:
+        """`at`: seconds by a clock, when it was heard.
+
+        `stopped` afterwards: no more of the sequence is wanted; how it finished is told at its last event.
+        """
         if isinstance(event, Started):
-            self.usage.cached_tokens = event.cached_tokens
-            return [Progress(event.cached_tokens, event.cached_tokens, self.usage.prompt_tokens)]
+            self.usage.cached_tokens, self._started = event.cached_tokens, at
+            return [Progress(event.cached_tokens, event.cached_tokens, self.usage.prompt_tokens, 0.0)]
         if isinstance(event, Read):
-            return [Progress(self.usage.cached_tokens, event.done, event.total)]
+            return [Progress(self.usage.cached_tokens, event.done, event.total, at - self._started)]
         self.begun = True
         if isinstance(event, Ended):
             return self._ended(event)

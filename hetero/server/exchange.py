@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from hetero.request import Event, Generated, Request
@@ -34,7 +35,7 @@ class Exchange:
         self._prompts = [prepared for prepared in prompts for _ in range(copies)]
         self.choices = [Choice(tokenizer, one) for one in self._prompts]
         self._tickets: dict[int, Ticket] = {}
-        self._events: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, Event, float] | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._gone = False
 
@@ -76,9 +77,9 @@ class Exchange:
             return None
         if found is None or self._gone:
             raise Gone
-        index, event = found
+        index, event, at = found
         choice = self.choices[index]
-        deltas = choice.take(event)
+        deltas = choice.take(event, at)
         if isinstance(event, Generated) and self._record.first_token_seconds is None:
             self._record.first_token_seconds = self._record.elapsed()
         self._record.finish += [delta.reason for delta in deltas if isinstance(delta, Finished)]
@@ -122,4 +123,4 @@ class Exchange:
     def _heard(self, index: int, event: Event) -> None:
         """In the scheduler's thread."""
         with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
-            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event, perf_counter()))
