@@ -93,9 +93,9 @@ class Batching:
         started = perf_counter()
         try:
             logits = self.engine.step([sequence.row for sequence in running], [sequence.last for sequence in running])
-        except MemoryError:
+        except MemoryError as error:
             if len(running) == 1:
-                return self.end(running[0], "failed", ResourceError("memory ran out", "", "try again later"))
+                return self.end(running[0], "failed", out_of_memory("memory ran out", error, "try again later"))
             for sequence in running:
                 self._step([sequence])
             return
@@ -122,10 +122,10 @@ class Batching:
         assert sequence.pieces is not None, "a pass was begun"
         try:
             complete = next(sequence.pieces, sequence) is sequence
-        except MemoryError:  # in this one's pass; another's may be shorter
+        except MemoryError as error:  # in this one's pass; another's may be shorter
             sequence.pieces = None
-            error = ResourceError("memory ran out while the prompt was read", "", "shorten it")
-            return self.end(sequence, "failed", error)
+            failure = out_of_memory("memory ran out while the prompt was read", error, "shorten it")
+            return self.end(sequence, "failed", failure)
         now = perf_counter()
         self.gap.read(now - started)
         self._turns.took(sequence, reading, now - started)
@@ -221,6 +221,11 @@ class Batching:
 def state_of(sequence: Sequence) -> SequenceState:
     generated = sequence.telemetry.generated_tokens
     return SequenceState(sequence.number, sequence.phase, len(sequence.ids), sequence.done, generated)
+
+
+def out_of_memory(found: str, error: MemoryError, remedy: str) -> ResourceError:
+    """With which memory it was, where that is known."""
+    return ResourceError(found, error.found if isinstance(error, HeteroError) else "", remedy)
 
 
 def as_error(error: BaseException) -> HeteroError:
