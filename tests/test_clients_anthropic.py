@@ -50,7 +50,8 @@ def plain(content: Any) -> list[dict[str, Any]]:
 
 def test_models(client: Anthropic) -> None:
     (one,) = client.models.list()
-    assert (one.id, one.type) == ("demo", "model") and one.display_name and one.created_at.year >= 2025
+    assert (one.id, one.type, one.lifecycle) == ("demo", "model", "active")
+    assert one.display_name and one.created_at.year >= 2025
     assert client.models.retrieve("demo") == one
     with pytest.raises(anthropic.NotFoundError):
         client.models.retrieve("claude-9")

@@ -238,11 +238,15 @@ def test_a_path_or_a_method_that_is_not_there() -> None:
     nowhere, remedy = HTTPException(404), "GET /openapi.json lists what there is"
     body = ask(ServeSettings(), "/nothing", error=nowhere)[2]
     assert f"there is nothing at '/nothing'; {remedy}" in body
-    for path in ("/chat/completions", "/v1/v1/messages", "/v1/models/", "/models"):
+    for path in ("/v1/chat/completions/", "/v1/models/"):
+        body = ask(ServeSettings(), path, error=nowhere)[2]
+        assert f"leave out the slash at its end; {remedy}" in body and "base URL" not in body
+    for path in ("/chat/completions", "/v1/v1/messages", "/v1/v1/models/", "/models"):
         body = ask(ServeSettings(), path, error=nowhere)[2]
         assert "the base URL of OpenAI's clients ends in /v1, that of Anthropic's does not" in body and remedy in body
     error = HTTPException(405, headers={"Allow": "POST"})
-    assert "'GET' is not for '/v1/responses'; POST is" in ask(ServeSettings(), "/v1/responses", error=error)[2]
+    body = ask(ServeSettings(), "/v1/responses", error=error)[2]
+    assert "'GET' is not for '/v1/responses'; POST is" in body and '"wrong_method"' in body
     error = HTTPException(405, headers={"Allow": "HEAD, GET"})
     status, told, body, _ = ask(ServeSettings(), "/health", "PUT", error=error)
     assert (status, told["Allow"]) == (405, "HEAD, GET") and "'PUT' is not for '/health'; GET is" in body

@@ -143,6 +143,7 @@ def test_what_it_says_of_itself(client: httpx.Client, server: Served) -> None:
     (model,) = client.get("/v1/models").json()["data"]
     assert (model["id"], model["context_length"]) == ("demo", 1024)
     assert client.get("/v1/models/demo").json() == model
+    assert "leave out the slash" in client.get("/v1/models/").text
     assert httpx.get(f"{client.base_url}/health").json() == {"status": "ready"}
     panel = client.get("/panel").json()
     assert panel["sequences"] == 4 and panel["now"]["pages"] == 64 and panel["plan"]["memories"]

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -29,6 +30,8 @@ async def models(request: Request) -> Response:
 
 async def model(request: Request) -> Response:
     service = Call(request).service
+    if not request.path_params["name"]:  # the list's path with a slash
+        raise HTTPException(404)
     service.check_model(request.path_params["name"])
     return document(described(service))
 
@@ -99,6 +102,7 @@ def described(service: Service) -> dict[str, Any]:
         "type": "model",
         "display_name": service.title,
         "created_at": made,
+        "lifecycle": "active",
         "context_length": service.context,
         "max_input_tokens": service.context,
         "max_tokens": service.context,

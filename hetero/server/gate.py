@@ -224,13 +224,15 @@ def origin_form(scope: Scope) -> Scope:
 def unrouted(error: HTTPException, record: Record) -> Refusal:
     path, headers = record.path[:100], dict(error.headers or {})
     if error.status_code == 404:
-        remedy = "GET /openapi.json lists what there is"
-        if path.rstrip("/").endswith(MISPLACED):
+        remedy, bare = "GET /openapi.json lists what there is", path.rstrip("/")
+        if path != bare:
+            remedy = "leave out the slash at its end; " + remedy
+        if bare.endswith(MISPLACED) and bare not in [f"/v1{one}" for one in MISPLACED]:
             remedy = "the base URL of OpenAI's clients ends in /v1, that of Anthropic's does not; " + remedy
         return Refusal(404, f"there is nothing at {path!r}; {remedy}", code="unknown_url")
     allowed = " or ".join(sorted(set(headers.get("Allow", "").split(", ")) - {"HEAD", ""}))
     message = f"{record.method[:20]!r} is not for {path!r}" + (f"; {allowed} is" if allowed else "")
-    return Refusal(error.status_code, message, headers=headers)
+    return Refusal(error.status_code, message, code="wrong_method", headers=headers)
 
 
 def unknown_header(names: list[str]) -> list[tuple[bytes, bytes]]:
