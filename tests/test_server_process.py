@@ -153,6 +153,7 @@ def test_what_it_says_of_itself(client: httpx.Client, server: Served) -> None:
         assert name in metrics
     count = re.search(r'hetero_requests_total\{path="/v1/models",status="200"\} (\d+)', metrics)
     assert count and int(count[1]) >= 1
+    assert 'path="/v1/models/{name}",status="200"' in metrics and "_created" not in metrics
     document = client.get("/openapi.json").json()
     served_paths = {path for path in document["paths"] if path not in ("/metrics",)}
     for path in served_paths:

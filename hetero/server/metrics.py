@@ -2,24 +2,27 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from hetero.load_state import Snapshot
 from hetero.server.openapi import GETS, POSTS
+from hetero.server.page_files import PAGE
 from hetero.server.record import Record
 from hetero.server.service import Service
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
-PATHS = frozenset({*POSTS, *GETS, "/"})  # a label takes no path that a client made up
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
+PATHS = {path: path for path in (*POSTS, *GETS)} | dict.fromkeys(PAGE, "/")  # no label is a path that a client made up
+ONE_MODEL = "/v1/models/"
 
 
 class Metrics:
     """Counts finished requests; the rest is asked of the scheduler when somebody reads."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # in this text format they would be gauges of their own, one beside each series
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "hetero_requests", "Requests by path and status.", ["path", "status"], registry=self._registry
@@ -38,7 +41,9 @@ class Metrics:
         self._registry.register(self._model)
 
     def observe(self, record: Record) -> None:
-        path = record.path if record.path in PATHS else "other"
+        path = PATHS.get(record.path, "other")
+        if path == "other" and record.path.startswith(ONE_MODEL) and record.status == 200:
+            path = ONE_MODEL + "{name}"
         self._requests.labels(path, str(record.status)).inc()
         self._seconds.labels(path).observe(record.seconds)
         if record.ended:
