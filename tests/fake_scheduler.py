@@ -72,7 +72,8 @@ class FakeScheduler:
         most = request.sampling.max_tokens or 1000
         text = answer if isinstance(answer, str) else ""
         for character in text[:most]:
-            yield Generated(ord(character), -0.5, ((ord(character), -0.5), (ord("x"), -2.0)))
+            top = ((ord(character), -0.5), (ord("x"), -2.0))[: request.logprobs]
+            yield Generated(ord(character), -0.5, top)
         if isinstance(answer, HeteroError):
             yield Ended("failed", answer, telemetry)
         elif answer is not None:

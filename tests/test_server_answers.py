@@ -167,6 +167,8 @@ def test_completions() -> None:
     logprobs = ask("/v1/completions", "<think>", logprobs=2)["choices"][0]["logprobs"]
     assert "".join(logprobs["tokens"]) == "<think>" and logprobs["text_offset"] == list(range(7))
     assert logprobs["top_logprobs"][0] == {"<": -0.5, "x": -2.0}
+    taken = ask("/v1/completions", "ab", logprobs=0)["choices"][0]["logprobs"]
+    assert taken["top_logprobs"] == [{"a": -0.5}, {"b": -0.5}], "none is asked for: those that were taken"
     chunks = stream("/v1/completions", "abc", echo=True, max_tokens=2, stream_options={"include_usage": True})
     assert "".join(one["choices"][0]["text"] for one in chunks[:-2]) == "Hiab"
     assert chunks[-3]["choices"][0]["finish_reason"] == "length" and chunks[-2]["usage"]["completion_tokens"] == 2

@@ -52,9 +52,13 @@ class CompletionAnswer(ChunkedAnswer):
         return {
             "tokens": texts,
             "token_logprobs": [finite(token.logprob) for token in tokens],
-            "top_logprobs": [{self._text(id): finite(value) for id, value in token.top} for token in tokens],
+            "top_logprobs": [self._top(token) for token in tokens],
             "text_offset": starts,
         }
+
+    def _top(self, token: Generated) -> dict[str, float | None]:
+        """The most probable ones, and always the one that was taken."""
+        return {self._text(id): finite(value) for id, value in (*token.top, (token.id, token.logprob))}
 
     def _text(self, id: int) -> str:
         return self._tokenizer.token_bytes(id).decode(errors="replace")
