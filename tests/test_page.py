@@ -331,6 +331,9 @@ def test_it_fits_a_phone(page: Page) -> None:
         page.run("document.getElementById('backdrop').click()")
     page.run("document.querySelector('[data-shows=settings]').click()")
     assert page.run("document.getElementById('settings').scrollWidth") <= 360
+    page.resize(320, 568, phone=True)
+    fields = "[...document.querySelectorAll('#settings input, #settings select')]"
+    assert page.run(f"Math.min(...{fields}.map((one) => one.clientWidth))") > 200, "there is room for what it holds"
 
 
 TO = 'target="_blank" rel="noopener noreferrer nofollow"'
