@@ -25,6 +25,13 @@ SAID: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "Hi"},
     "/v1/messages": {"messages": USER, "max_tokens": 50},
 }
+OPEN_RESPONSES = {  # what each response has, by the schema of https://www.openresponses.org/reference
+    "background", "completed_at", "created_at", "error", "frequency_penalty", "id", "incomplete_details",
+    "instructions", "max_output_tokens", "max_tool_calls", "metadata", "model", "object", "output",
+    "parallel_tool_calls", "presence_penalty", "previous_response_id", "prompt_cache_key", "reasoning",
+    "safety_identifier", "service_tier", "status", "store", "temperature", "text", "tool_choice", "tools",
+    "top_logprobs", "top_p", "truncation", "usage",
+}  # fmt: skip
 
 
 class Client:
@@ -182,7 +189,10 @@ def test_responses() -> None:
     assert message["content"][0]["text"] == "Yes" and message["status"] == found["status"] == "completed"
     assert "".join(one["token"] for one in message["content"][0]["logprobs"]).endswith("Yes")
     assert found["instructions"] == "Be brief." and found["metadata"] == {"a": "b"} and found["store"] is False
+    assert set(found) >= OPEN_RESPONSES and found["completed_at"] >= found["created_at"]
+    assert ask("/v1/responses", "a", presence_penalty=0.5, safety_identifier="s")["presence_penalty"] == 0.5
     cut = ask("/v1/responses", "Yes", max_output_tokens=2)
+    assert set(cut) >= OPEN_RESPONSES and cut["completed_at"] is None
     assert (cut["status"], cut["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert cut["output"][0]["status"] == "incomplete"
 
@@ -204,6 +214,7 @@ def test_responses_streamed() -> None:
     done = [one["item"] for one in found if one["type"] == "response.output_item.done"]
     assert final["output"] == done and final["usage"]["input_tokens_details"]["cached_tokens"] == 1
     assert found[0]["response"]["output"] == [] and found[0]["response"]["status"] == "in_progress"
+    assert set(found[0]["response"]) >= OPEN_RESPONSES
 
 
 def test_messages() -> None:

@@ -36,7 +36,7 @@ class ResponsesAnswer:
         self._exchange, self._tokenizer, self._logprobs = exchange, tokenizer, logprobs
         self._namespaces = namespaces
         self._response = {"object": "response", "error": None, "incomplete_details": None, **head}
-        self._response |= {"status": "in_progress", "output": [], "usage": None}
+        self._response |= {"status": "in_progress", "completed_at": None, "output": [], "usage": None}
         self._items: list[dict[str, Any]] = self._response["output"]
         self._open = False  # whether the last item still grows
         self._number = 0

@@ -137,7 +137,7 @@ class ResponsesForm(PromptFields, SamplingFields):
 
 
 def echoed(form: ResponsesForm, sampling: Sampling) -> dict[str, Any]:
-    """The settings that a response repeats."""
+    """The settings that a response repeats: all that Open Responses requires (https://www.openresponses.org)."""
     choice = form.tool_choice.model_dump() if isinstance(form.tool_choice, Form) else form.tool_choice or "auto"
     layout = form.text.format if form.text else None
     text = layout.model_dump(by_alias=True, exclude_unset=True) if layout else {"type": "text"}
@@ -155,6 +155,12 @@ def echoed(form: ResponsesForm, sampling: Sampling) -> dict[str, Any]:
         "top_logprobs": form.top_logprobs or 0,
         "truncation": "disabled",
         "background": False,
+        "max_tool_calls": None,
+        "service_tier": "default",
+        "safety_identifier": form.safety_identifier if isinstance(form.safety_identifier, str) else None,
+        "prompt_cache_key": form.prompt_cache_key if isinstance(form.prompt_cache_key, str) else None,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
     }
