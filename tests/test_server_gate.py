@@ -308,6 +308,7 @@ def test_settings_are_named_as_they_were_given() -> None:
         ({"queue": -1}, "--queue -1"),
         ({"cors_origins": ("localhost",)}, "--cors-origin 'localhost'"),
         ({"allowed_hosts": ("a/b",)}, "--allowed-host 'a/b'"),
+        ({"aliases": ("gpt-4o", "")}, "--alias ''; a name has at least one character"),
         ({"keys": ("short",)}, "--api-key-file .* HETERO_API_KEY, has 5 characters"),
     ):
         with pytest.raises(RequestError, match=said):

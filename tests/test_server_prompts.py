@@ -56,3 +56,17 @@ def test_what_is_a_little_too_long_is_counted(loaded: Loaded) -> None:
 @pytest.mark.parametrize("text", ["", " " * 500, "a", "Once upon a time. " * 20, "日本語\n\n" * 9])
 def test_least_tokens_are_never_more_than_there_are(text: str, loaded: Loaded) -> None:
     assert loaded.tokenizer.least_tokens(text) <= len(loaded.tokenizer.encode(text))
+
+
+@pytest.mark.parametrize(
+    ("ask", "param"),
+    [
+        (Ask(Sampling(logit_bias={5: 1.0, 4096: -1.0}), texts=("Once",)), "logit_bias"),
+        (Ask(Sampling(), texts=((1, 4096),), source="prompt"), "prompt"),
+    ],
+)
+def test_tokens_that_are_not_there_are_told_of_their_field(ask: Ask, param: str, loaded: Loaded) -> None:
+    said = f"{param} has the token id 4096; the vocabulary has the ids 0 to 4095"
+    with pytest.raises(Refusal, match=said) as refused:
+        prepare(ask, loaded)
+    assert refused.value.param == param

@@ -1,6 +1,6 @@
 """From what is asked to token ids that fit, and how to go on with them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -37,6 +37,7 @@ class Prepared:
 
 def prepare(ask: Ask, loaded: Loaded) -> list[Prepared]:
     """Renders and tokenizes; RequestError, TemplateError or Refusal where that is impossible."""
+    check_ids(list(ask.sampling.logit_bias), loaded, "logit_bias")
     return [fitted(prompt, ask, loaded) for prompt in prompts_of(ask, loaded)]
 
 
@@ -63,11 +64,15 @@ def prompt_of(text: str | tuple[int, ...], ask: Ask, loaded: Loaded) -> Prompt:
     if isinstance(text, str):
         check_length(text, ask.source, loaded)
         return text_prompt(tokenizer, text)
-    ids = np.array(text, np.int64)
-    wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
-    if len(wrong):
-        raise bad(f"token id {wrong[0]}", f"the vocabulary has the ids 0 to {tokenizer.vocab_size - 1}")
+    check_ids(text, loaded, ask.source)
     return Prompt(text)
+
+
+def check_ids(given: Sequence[int], loaded: Loaded, source: str) -> None:
+    ids, most = np.array(given, np.int64), loaded.tokenizer.vocab_size - 1
+    wrong = ids[(ids < 0) | (ids > most)]
+    if len(wrong):
+        raise bad(f"{source} has the token id {wrong[0]}", f"the vocabulary has the ids 0 to {most}", param=source)
 
 
 def fitted(prompt: Prompt, ask: Ask, loaded: Loaded) -> Prepared:

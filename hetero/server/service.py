@@ -19,7 +19,7 @@ PREPARING = 2  # threads that render and tokenize: more would only take the mode
 
 
 class Service:
-    """`name` is what clients call the model. Used from the event loop only."""
+    """`name` is what clients call the model. Used from the event loop, but for `stage` and `ready`: the loader's."""
 
     def __init__(self, name: str, settings: ServeSettings, created: int):
         self.name, self.settings, self.created = name, settings, created

@@ -79,6 +79,8 @@ class ServeSettings:
             if origin != "*" and not ORIGIN.fullmatch(origin):
                 remedy = "as http://localhost:3000 or app://obsidian.md, without a path"
                 raise RequestError(f"--cors-origin {origin!r}", "scheme://host[:port], null, or *", remedy)
+        if "" in self.aliases:
+            raise RequestError("--alias ''", "a name has at least one character", "say --alias NAME")
         for host in self.allowed_hosts:
             if not HOST.fullmatch(host):
                 raise RequestError(f"--allowed-host {host!r}", "a name or an address, without port", "as myhost.lan")
