@@ -114,6 +114,7 @@ def test_mistakes_name_the_field(kind: type[Form], fields: dict[str, Any], param
         ({"logprobs": 1}, "logprobs is 1; it must be true or false"),
         ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1 or -1"),
         ({"top_p": 2}, "top_p is 2; it must be at most 1"),
+        ({"n": 200}, "n is 200; it must be at most 16"),
         ({"stop": 5}, "stop is 5; it must be a string or a list"),
         ({"logit_bias": []}, "logit_bias is []; it must be an object"),
         ({"tools": [5]}, "tools[0] is 5; it must be an object"),

@@ -13,7 +13,7 @@ from hetero.server.format_fields import FormatFields
 from hetero.server.reasons import CACHED, HOSTED, KEPT, NO_VERBOSITY, ONE_TIER, ONE_USER, TEXT_ONLY
 from hetero.server.refusal import bad
 from hetero.server.sampling_fields import OpenTokens, SamplingFields, TopLogprobs, sampled
-from hetero.server.settings import Limits
+from hetero.server.settings import MOST_CHOICES, Limits
 from hetero.server.stream_fields import StreamOptions, check_stream
 from hetero.server.thinking_fields import ThinkingFields
 from hetero.server.tool_fields import (
@@ -80,7 +80,7 @@ class ChatForm(SamplingFields, FormatFields, ThinkingFields, BegunFields):
     max_completion_tokens: OpenTokens | None = None
     max_tokens: OpenTokens | None = Field(default=None, description="The older name of max_completion_tokens.")
     n_predict: OpenTokens | None = Field(default=None, description="Extension: the same.")
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     tools: list[Tool] | None = None

@@ -11,7 +11,7 @@ from hetero.server.format_fields import OtherForms
 from hetero.server.reasons import ONE_USER
 from hetero.server.refusal import bad
 from hetero.server.sampling_fields import OpenTokens, SamplingFields, TopLogprobs, sampled
-from hetero.server.settings import Limits
+from hetero.server.settings import MOST_CHOICES, Limits
 from hetero.server.stream_fields import StreamOptions, check_stream
 
 Ids = list[Annotated[int, Field(ge=0, lt=1 << 31)]]
@@ -26,10 +26,10 @@ class CompletionForm(SamplingFields, OtherForms):
     stream_options: StreamOptions | None = None
     max_tokens: OpenTokens | None = Field(default=None, description="16, where it is left out.")
     n_predict: OpenTokens | None = Field(default=None, description="Extension: the same.")
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     logprobs: TopLogprobs | None = Field(default=None, description="How many alternatives are shown for each token.")
     echo: bool | None = Field(default=None, description="Begin with the prompt; not together with logprobs.")
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = Field(default=None, description="Only as many as n.")
+    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = Field(default=None, description="Only as many as n.")
     return_progress: bool | None = Field(default=None, description="Extension: chunks while the prompt is read.")
     user: Any = no_effect(ONE_USER)
     guided_json: Any = refuse(CHATS_ONLY)

@@ -17,6 +17,7 @@ KEY = re.compile(r"[\x21-\x7e]{8,512}")
 # Of pages; of programs that are made of pages, as app://obsidian.md; of all whose scheme is such a program's own, as
 # vscode-webview://*, where each window has another; and of files.
 ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-_\[\]:]+|(?!https?:)[a-z][a-z0-9+.\-]*://(\*|[A-Za-z0-9.\-_\[\]:]*)|null")
+MOST_CHOICES = 16  # of a request
 LONGEST_GAP = 60  # seconds; who says 500 means milliseconds
 HOST = re.compile(r"[A-Za-z0-9.\-_:]+")
 
@@ -36,7 +37,7 @@ class Limits:
     stop_strings: int = 16
     stop_characters: int = 1024  # of one
     logit_biases: int = 1024
-    choices: int = 16  # prompts x n
+    choices: int = MOST_CHOICES  # prompts x n
     header_bytes: int = 32 << 10
     headers: int = 100
     connections: int = 512
