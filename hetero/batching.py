@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hetero.engine import Engine
 
 UNKNOWN_SERVICE = 10.0  # seconds that a request is taken to need before one has ended
+REMEMBERED = 8  # requests, about, over which that is averaged
 
 
 class Owner(Protocol):
@@ -48,7 +49,7 @@ class Batching:
         self.answered, self.was_read = Speed(), Speed()
         self.ended: Counter[str] = Counter()  # by reason
         self.totals: Counter[str] = Counter()  # tokens
-        self.service = UNKNOWN_SERVICE  # seconds, of one with a place
+        self.served, self.service = 0, UNKNOWN_SERVICE  # requests that had a place; seconds that one had it
         self.longest_gap = 0.0
 
     def rehearse(self) -> None:
@@ -175,7 +176,8 @@ class Batching:
             sequence.telemetry.queued_seconds = now - sequence.since
         else:
             self.cache.release(sequence.row)
-            self.service += (now - sequence.admitted_at - self.service) / 8
+            self.served += 1
+            self.service += (now - sequence.admitted_at - self.service) / min(self.served, REMEMBERED)
         self.tell_end(sequence, reason, error)
 
     def tell_end(self, sequence: Sequence, reason: Reason, error: HeteroError | None) -> None:

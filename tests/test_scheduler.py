@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
@@ -203,6 +203,25 @@ def test_places_are_given_in_the_order_of_submission(make: Make, model: Reciting
     for heard in heards:
         heard.check_order()
         assert heard.end.reason == "length"
+
+
+def test_when_to_come_back_follows_from_what_was_served(make: Make, model: Reciting, monkeypatch) -> None:
+    """At first it is not known; the first request that ends says it."""
+    moments = count()
+    monkeypatch.setattr("hetero.batching.perf_counter", lambda: next(moments) / 1000)
+    scheduler, told = make(rows=1, queue=1), []
+    for _ in range(2):
+        heard = [Heard(), Heard()]
+        model.hold()
+        ask(scheduler, heard[0], [1])
+        model.arrived()
+        ask(scheduler, heard[1], [1])
+        with pytest.raises(QueueFull) as caught:
+            ask(scheduler, Heard(), [1])
+        told.append(caught.value.retry_after)
+        model.go_on()
+        assert [one.end.reason for one in heard] == ["length", "length"]
+    assert told == [10, 1]
 
 
 def test_a_full_queue_refuses_but_what_belongs_to_an_accepted_request(make: Make, model: Reciting) -> None:
