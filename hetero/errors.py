@@ -47,7 +47,8 @@ class QueueFull(ResourceError):
 
     def __init__(self, waiting: int, retry_after: float):
         self.waiting, self.retry_after = waiting, retry_after
-        super().__init__(f"{waiting} requests are waiting", "no more may", f"try again in {retry_after:.0f} s")
+        found = "1 request is waiting" if waiting == 1 else f"{waiting} requests are waiting"
+        super().__init__(found, "no more may", f"try again in {retry_after:.0f} s")
 
 
 class Draining(ResourceError):

@@ -216,7 +216,7 @@ def test_when_to_come_back_follows_from_what_was_served(make: Make, model: Recit
         ask(scheduler, heard[0], [1])
         model.arrived()
         ask(scheduler, heard[1], [1])
-        with pytest.raises(QueueFull) as caught:
+        with pytest.raises(QueueFull, match="1 request is waiting; ") as caught:
             ask(scheduler, Heard(), [1])
         told.append(caught.value.retry_after)
         model.go_on()
