@@ -51,7 +51,8 @@ class AttentionRates:
         alone, deep = (
             {heads: self.absorbed(layers, 1, heads, depth) for heads in (FEW_HEADS, MANY_HEADS)} for depth in (0, last)
         )
-        few, many = ((deep[heads] - alone[heads]) / last for heads in (FEW_HEADS, MANY_HEADS))  # of a cached token
+        # Of a cached token. Nearly all that a deep one takes is that, unless something else stopped the single one
+        few, many = (max(deep[heads] - alone[heads], deep[heads] / 2) / last for heads in (FEW_HEADS, MANY_HEADS))
         row = max(0.0, alone[MANY_HEADS] - many - alone[FEW_HEADS] + few) / (MANY_HEADS - FEW_HEADS)
         call = max(0.0, alone[FEW_HEADS] - few - FEW_HEADS * row)
         head = max((many - blocks * few) / (MANY_HEADS - blocks * FEW_HEADS), many / MANY_HEADS / 2)

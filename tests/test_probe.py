@@ -16,7 +16,7 @@ from hetero.disk_rate import LEAST_BYTES, disk_rate
 from hetero.kernel_rates import LEAST_ROTATED, ROTATED_BYTES, VERB_COLUMNS, Calls, KernelRates
 from hetero.saved_machine import Saved
 from hetero.stopwatch import Stopwatch
-from hetero.verb_rates import CALLS_OF_A_PASS, AttentionRates, verb_rates
+from hetero.verb_rates import CALLS_OF_A_PASS, FEW_HEADS, MANY_HEADS, AttentionRates, verb_rates
 from placement import (
     AttentionRate,
     LinearRate,
@@ -173,6 +173,21 @@ def test_attention_is_taken_apart(pool: Pool, monkeypatch: pytest.MonkeyPatch) -
     expected = want.to_json()
     assert found.pop("kv") == expected.pop("kv")
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-12)
+
+
+@pytest.mark.parametrize("heads", [FEW_HEADS, MANY_HEADS])
+@pytest.mark.parametrize("depth", [0, 127])
+def test_a_pause_of_the_machine_while_attention_is_timed(pool: Pool, monkeypatch, heads: int, depth: int) -> None:
+    """One of the four timings takes a second more: rates are rates still (one was negative, and refused)."""
+    attention = AttentionRates(pool, QUICK, rotated_bytes=0, depth=128)
+
+    def seconds(layers: object, tokens: int, with_heads: int, after: int) -> float:
+        return 1e-6 * with_heads * (after + 1) + ((with_heads, after) == (heads, depth))
+
+    monkeypatch.setattr(attention, "absorbed", seconds)
+    monkeypatch.setattr(attention, "expanded", lambda *given: 1e-3)
+    rate = attention.rate("f16")
+    assert rate.decode > 0 and rate.absorbed > 0
 
 
 def test_kernels_run_for_every_kv_type_and_verb(pool: Pool) -> None:
