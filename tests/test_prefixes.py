@@ -107,9 +107,10 @@ class Machine(RuleBasedStateMachine):
                 self.entries.append(Entry(text[:end]))
 
     def touch(self, text: Text) -> None:
+        """Its pages. Where another text ended within one of them, that is a page of its own, which nobody used."""
         self.time += 1
         for entry in self.entries:
-            if text[: len(entry.text)] == entry.text:
+            if text[: len(entry.text)] == entry.text and (entry.text == text or len(entry.text) % PAGE == 0):
                 entry.used = self.time
 
     # What happens
